@@ -1,0 +1,5 @@
+"""`python -m scratchgen`."""
+
+from scratchgen.app.cli import entry
+
+entry()

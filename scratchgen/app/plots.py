@@ -1,0 +1,131 @@
+"""Figures. Matplotlib is imported when the first one is drawn."""
+
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.training.checkpoint import whole_file
+
+INK = "#1f4e79"
+ACCENTS = ("#c55a11", "#2e7d32", "#6a1b9a", "#777777")
+
+
+def loss_curve(path: Path, history: dict, dims: int, lines: dict[str, float]) -> None:
+    """The logged terms over the steps, in bits per dimension, with labelled levels to compare with.
+
+    Args:
+        path: the .png to write.
+        history: "step" and terms in nats per example, as Fit keeps them.
+        dims: D.
+        lines: label -> bits per dimension, drawn as horizontal lines.
+    """
+    figure, axes = _figure(7.0, 4.2)
+    steps = history["step"]
+    terms = {name: np.asarray(v) for name, v in history.items() if name != "step"}
+    total = bits_per_dim(sum(terms.values()), dims)
+    axes.plot(steps, total, color=INK, linewidth=2, label="-ELBO on training batches")
+    for (name, nats), color in zip(terms.items(), ACCENTS, strict=False):
+        label = "KL" if name == "kl" else name
+        axes.plot(steps, bits_per_dim(nats, dims), color=color, linewidth=1, label=label)
+    for label, level in lines.items():
+        axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
+        axes.annotate(
+            f"without a model: {label} {level:.2f}",
+            (1.0, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#555555",
+        )
+    axes.set_xlabel("training step")
+    axes.set_ylabel("bits per dimension")
+    axes.set_ylim(0.0, max(lines.values(), default=float(total.min())) * 1.25)
+    axes.set_xlim(0, steps[-1])
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.2))
+    _save(figure, path)
+
+
+def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None = None) -> None:
+    """Grey images (N, H, W, 1) in [-1, 1], row by row."""
+    columns = columns or round(sqrt(len(images)))
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(0.55 * columns + 0.4, 0.55 * rows + 0.7)
+    _show(axes, _tiles(images, columns))
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) -> None:
+    """Images above, their reconstructions below; both (N, H, W, 1) in [-1, 1]."""
+    figure, axes = _figure(0.55 * len(x) + 1.6, 1.7)
+    _show(axes, _tiles(np.concatenate([x, x_hat]), len(x)))
+    height = x.shape[1] + 1
+    axes.set_yticks([height * 0.5, height * 1.5], ["data", "reconstruction"], fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def latent_grid(path: Path, images: np.ndarray, u: list[float], names: tuple[str, str]) -> None:
+    """Decoded images (n·n, H, W, 1) over a grid of two latent dimensions.
+
+    Args:
+        path: the .png to write.
+        images: row i, column j holds z = (Φ⁻¹(u_j), Φ⁻¹(u_i)).
+        u: the n probabilities, the same for both axes.
+        names: of the horizontal and the vertical latent dimension.
+    """
+    n = len(u)
+    figure, axes = _figure(0.55 * n + 1.2, 0.55 * n + 1.2)
+    _show(axes, _tiles(images, n))
+    size = images.shape[1] + 1
+    ticks = [size * (i + 0.5) for i in range(n)]
+    labels = [f"{v:.2f}" if i % 2 == 0 else "" for i, v in enumerate(u)]
+    axes.set_xticks(ticks, labels, fontsize=8)
+    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_xlabel(f"Φ({names[0]})")
+    axes.set_ylabel(f"Φ({names[1]})")
+    axes.set_title("decoder mean over two latent dimensions, the others 0", fontsize=10)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # half a second to import
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _tiles(images: np.ndarray, columns: int) -> np.ndarray:
+    """(N, H, W, 1) -> one picture, tiles separated by a line of one blank pixel."""
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    tiles = np.full((rows * columns, height + 1, width + 1), np.nan)
+    tiles[:n, :height, :width] = images[..., 0]
+    grid = tiles.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    return grid.reshape(rows * (height + 1), columns * (width + 1))
+
+
+def _show(axes, picture: np.ndarray) -> None:
+    axes.imshow(
+        np.ma.masked_invalid(picture),
+        cmap="gray_r",
+        vmin=-1.0,
+        vmax=1.0,
+        interpolation="nearest",
+        extent=(0, picture.shape[1], picture.shape[0], 0),
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _save(figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")

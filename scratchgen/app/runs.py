@@ -1,0 +1,122 @@
+"""Run folders: one folder a run, with everything needed to read, sample, evaluate or resume it.
+
+config.json        the model and every option
+environment.json   versions, backend, device, BLAS threads
+metrics.csv        the logged loss terms
+checkpoint.npz     parameters, averages, optimiser: see training/checkpoint.py
+figures/*.png      pictures
+samples.npz        the last samples drawn
+"""
+
+import csv
+import json
+import platform
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+
+from scratchgen.app import recipes
+from scratchgen.core import twins
+from scratchgen.core.arrays import Backend, BackendUnavailable, backend
+from scratchgen.core.version import __version__
+from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.training import checkpoint
+
+
+class RunError(ValueError):
+    """A folder is not a run, or cannot become one."""
+
+
+def new_run(out: Path | None, label: str) -> Path:
+    """The path of a fresh run folder; the folder itself is made when something is written to it.
+
+    Args:
+        out: where the user wants it, or None for runs/NNNN-label in the working directory.
+        label: such as "vae-digits-s0".
+
+    Raises:
+        RunError: the place is taken.
+    """
+    if out is None:
+        root = Path("runs")
+        numbers = [int(p.name[:4]) for p in root.glob("[0-9][0-9][0-9][0-9]-*")]
+        return root / f"{max(numbers, default=0) + 1:04d}-{label}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} must be a new or an empty folder; choose another or remove it")
+    return out
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as a whole."""
+    with checkpoint.whole_file(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, values) -> None:
+    """Write a JSON file as a whole."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_metrics(path: Path, history: dict[str, list[float]], dims: int) -> None:
+    """The logged terms as CSV: step, each term in nats per example, and -ELBO in both units."""
+    terms = [name for name in history if name != "step"]
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["step", *(f"{t}_nats" for t in terms), "negative_elbo_nats", "bits_per_dim"])
+    for i, step in enumerate(history.get("step", [])):
+        nats = [history[t][i] for t in terms]
+        row = [*nats, sum(nats), bits_per_dim(sum(nats), dims)]
+        table.writerow([int(step), *(repr(float(v)) for v in row)])
+    write_text(path, text.getvalue())
+
+
+def read_config(run: Path) -> tuple[str, recipes.VaeConfig]:
+    """The model and configuration of a run folder.
+
+    Raises:
+        RunError: the folder has no readable config.json.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise RunError(f"{run} is not a run folder: it has no config.json")
+    try:
+        return recipes.config_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def environment(born: Backend | None = None) -> dict:
+    """What a result may depend on besides its configuration."""
+    from threadpoolctl import threadpool_info
+
+    packages = {}
+    for name in ("numpy", "array-api-compat", "matplotlib", "cupy-cuda13x", "cupy-cuda12x"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    blas = [
+        {key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+        for pool in threadpool_info()
+        if pool.get("user_api") == "blas"
+    ]
+    return {
+        "scratchgen": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": packages,
+        "blas": blas,
+        "backends": {name: _device(name) for name in ("numpy", "cupy")},
+        "backend": born.name if born else None,
+        "active_twins": twins.active(),
+    }
+
+
+def _device(name: str) -> str:
+    try:
+        xp = backend(name).xp
+    except BackendUnavailable:
+        return "not available"
+    if name == "numpy":
+        return "cpu"
+    return xp.cuda.runtime.getDeviceProperties(0)["name"].decode()

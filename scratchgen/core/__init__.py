@@ -1,0 +1,1 @@
+"""Arrays, random streams, parameters: what everything else stands on."""

@@ -1,0 +1,234 @@
+"""Parameters in one flat vector, and the trees of layers that own them.
+
+A module says which shapes it needs; `FlatParameters` then lays all of them end to end in one vector
+θ, with the gradient dL/dθ in another. An optimiser sees two vectors and no layers. A layer sees
+neither: in its forward pass it takes a *reading* of its parameter, and its pullback adds to the
+gradient through that reading.
+
+    reading = parameter.read()
+    reading.value                       # the parameter at this θ, in its own shape
+    reading.accumulate_product(a, b)    # gradient += aᵀ b
+
+θ is updated in place, so a pullback belongs to the θ it was taken at; a reading knows the version
+of θ it was taken at and refuses to serve any other.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+from scratchgen.core.arrays import keep_freed_memory, namespace
+from scratchgen.core.streams import Stream
+
+
+class StalePullback(RuntimeError):
+    """A pullback ran after θ had changed; take it again at the new θ."""
+
+
+_STALE = "θ has changed since this forward pass; run it again and use the new pullback"
+
+
+class Parameter:
+    """A named window on a flat vector: a shape, an initialiser and, once bound, a slice.
+
+    Args:
+        shape: the parameter's shape.
+        init: (stream, shape) -> array, its first value.
+    """
+
+    def __init__(self, shape: tuple[int, ...], init: Callable[[Stream, tuple[int, ...]], Any]):
+        self.shape, self.init = shape, init
+        self.owner: FlatParameters | None = None
+        self.window = slice(0, 0)
+
+    def read(self) -> "Reading":
+        """The parameter at the present θ."""
+        if self.owner is None:
+            raise RuntimeError(
+                "this layer's parameters are not bound to a vector yet; "
+                "call FlatParameters(module, stream) first"
+            )
+        return Reading(self.owner, self.window, self.shape)
+
+
+class Reading:
+    """One parameter at one version of θ: what a forward pass saw and its pullback may use."""
+
+    __slots__ = ("_owner", "_value", "_version", "_window")
+
+    def __init__(self, owner: "FlatParameters", window: slice, shape: tuple[int, ...]):
+        theta = owner.theta
+        self._owner, self._window, self._version = owner, window, owner.version
+        self._value = namespace(theta).reshape(theta[window], shape)
+
+    @property
+    def value(self):
+        """The parameter, in its own shape.
+
+        Raises:
+            StalePullback: θ has changed since.
+        """
+        if self._owner.version != self._version:
+            raise StalePullback(_STALE)
+        return self._value
+
+    def accumulate_product(self, a, b) -> None:
+        """Add aᵀ b to the parameter's gradient: the only way a gradient is ever added.
+
+        Every parameter is the matrix of an affine map, so its gradient is such a product. A bias is
+        the weight of a constant input: there a is a column of ones.
+
+        Args:
+            a: (n, p).
+            b: (n, q), where p·q is the parameter's size and aᵀ b is laid out as the parameter is.
+
+        Raises:
+            StalePullback: θ has changed since.
+        """
+        if self._owner.version != self._version:
+            raise StalePullback(_STALE)
+        gradient = self._owner.gradient
+        if gradient is not None:
+            gradient[self._window] += namespace(b).reshape(a.T @ b, (-1,))
+
+
+class Buffer:
+    """State that is saved and resumed but never trained, such as running statistics.
+
+    It is changed once a step by the one who trains, never by a forward pass.
+    """
+
+    def __init__(self, shape: tuple[int, ...], fill: float = 0.0):
+        self.shape, self.fill = shape, fill
+        self.value: Any = None
+
+
+class Module:
+    """A tree of parameters and buffers. Calling a layer returns (y, pullback)."""
+
+    draws = False  # True for a layer whose forward pass takes a stream of random numbers
+
+    def named(self, kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Every instance of `kind` in the tree with its dotted path, in the order of assignment."""
+        for name, child in vars(self).items():
+            yield from _leaves(child, prefix + name, kind)
+
+
+def _leaves(node, path: str, kind: type) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, kind):
+        yield path, node
+    if isinstance(node, Module):
+        yield from node.named(kind, path + ".")
+    elif isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            yield from _leaves(child, f"{path}.{i}", kind)
+
+
+class FlatParameters:
+    """Every parameter of one module in one vector θ, and dL/dθ in another.
+
+    A parameter that appears twice in the tree is stored once, so tied layers share one window and
+    one gradient. Its first value depends on the stream, its name and its shape only.
+
+    Args:
+        module: the tree; from here on its parameters and buffers belong to this vector.
+        stream: draws the first values; its backend is where θ is born.
+    """
+
+    def __init__(self, module: Module, stream: Stream):
+        self.backend, self.version = stream.backend, 0
+        self.table: dict[str, Parameter] = {}
+        self.buffers: dict[str, Buffer] = dict(module.named(Buffer))
+        end = 0
+        for name, parameter in module.named(Parameter):
+            if parameter not in self.table.values():
+                self.table[name] = parameter
+                parameter.owner, start = self, end
+                end += prod(parameter.shape)
+                parameter.window = slice(start, end)
+        self._theta, self.grad = self.backend.zeros((end,)), self.backend.zeros((end,))
+        self._chosen = threading.local()
+        keep_freed_memory()
+        for name, parameter in self.table.items():
+            first = parameter.init(stream.at(name), parameter.shape)
+            self._theta[parameter.window] = namespace(first).reshape(first, (-1,))
+        for buffer in self.buffers.values():
+            buffer.value = self.backend.zeros(buffer.shape) + buffer.fill
+
+    @property
+    def theta(self):
+        """θ, a vector. Whoever changes it in place calls `changed` afterwards."""
+        return self._theta
+
+    @theta.setter
+    def theta(self, theta) -> None:
+        self._theta = theta
+        self.changed()
+
+    def changed(self) -> None:
+        """Declare that θ has new values: every pullback taken before is void."""
+        self.version += 1
+
+    @property
+    def gradient(self):
+        """Where this thread's pullbacks add to: `grad`, another vector, or None for nowhere."""
+        chosen = getattr(self._chosen, "stack", ())
+        return chosen[-1] if chosen else self.grad
+
+    @contextmanager
+    def gradient_into(self, target):
+        """Within, this thread's pullbacks add to `target` (a vector like θ, or None) instead."""
+        if not hasattr(self._chosen, "stack"):
+            self._chosen.stack = []
+        self._chosen.stack.append(target)
+        try:
+            yield target
+        finally:
+            self._chosen.stack.pop()
+
+    def frozen(self):
+        """Within, this thread's pullbacks pass through to their inputs and leave `grad` alone."""
+        return self.gradient_into(None)
+
+    def layout(self) -> dict[str, list[int]]:
+        """Name -> shape, in the order of the vector: what a checkpoint must match."""
+        return {name: list(parameter.shape) for name, parameter in self.table.items()}
+
+    def first_nonfinite(self) -> str | None:
+        """The name of the first parameter that holds a value that is not finite, or None."""
+        xp = namespace(self.theta)
+        for name, parameter in self.table.items():
+            if not bool(xp.all(xp.isfinite(self.theta[parameter.window]))):
+                return name
+        return None
+
+
+def run(layer, x, stream: Stream | None, name):
+    """layer(x), with the sub-stream of that name where there is a stream and the layer draws."""
+    if stream is None or not getattr(layer, "draws", False):
+        return layer(x)
+    return layer(x, stream=stream.at(name))
+
+
+_observers: list[Callable[[Module, int, Any], None]] = []
+
+
+@contextmanager
+def observed(observer: Callable[[Module, int, Any], None]):
+    """Within, layers made of layers call observer(module, index, y) after each of their parts.
+
+    Used to find the layer that produced a value that is not finite, by running a step once more.
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def observe(module: Module, index: int, y) -> None:
+    """Report the output of one part of a composite layer to whoever observes."""
+    for observer in _observers:
+        observer(module, index, y)

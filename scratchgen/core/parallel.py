@@ -1,0 +1,52 @@
+"""Run a loss on shards of the batch and sum the gradients.
+
+A worker group has four doors: `rank` and `size`; `run`, which evaluates a loss on this group's
+share of the rows of a batch and leaves the whole batch's gradient in `params.grad`; and
+`broadcast`, which gives every worker the values of the first. `Solo` is the group of one.
+
+Noise is keyed by row (core/streams.py), so N workers draw what one would, and their gradients sum
+to the same gradient up to the order of summation.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from scratchgen.core.module import FlatParameters
+
+Terms = dict[str, Any]
+Shard = Callable[[slice], Terms]
+
+
+class Workers(Protocol):
+    """What a training loop asks of a group of workers."""
+
+    rank: int
+    size: int
+
+    def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
+        """Evaluate shard(rows) over rows 0..batch_size-1 and sum the gradients into params.grad.
+
+        Args:
+            params: whose gradient the shards' pullbacks add to.
+            shard: rows -> terms, each (n,) nats for those rows; runs its own pullback.
+            batch_size: the number of rows of the whole batch.
+
+        Returns:
+            The terms of the rows this process evaluated, in order.
+        """
+
+    def broadcast(self, array) -> None:
+        """Overwrite `array` in place with the first worker's values."""
+
+
+class Solo:
+    """One worker: the whole batch is its shard."""
+
+    rank, size = 0, 1
+
+    def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
+        """Evaluate the whole batch; its pullback adds to params.grad directly."""
+        return shard(slice(0, batch_size))
+
+    def broadcast(self, array) -> None:
+        """Nothing to do: there is no one else."""

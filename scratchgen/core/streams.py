@@ -1,0 +1,79 @@
+"""Random numbers as pure functions of a key: (seed, purpose, step, ...).
+
+A stream has no state to advance, save or restore. Its key is a path of names and numbers; asking
+the same stream twice gives the same numbers twice, and another path gives independent ones. So a
+resumed run draws what the unbroken run would have drawn, and no one has to remember where it was.
+
+Rows (the first axis of a shape) are generated in blocks of 64, each addressed by its own counter.
+Row i is therefore the same whether 4 or 64 rows are asked for, and a worker that holds rows 64 to
+127 of a batch draws exactly the rows one worker would have drawn for the whole.
+"""
+
+import hashlib
+
+import numpy as np
+
+from scratchgen.core.arrays import Backend
+
+BLOCK = 64
+
+
+class Stream:
+    """A key, the place its numbers are born, and the index of its first row.
+
+    Numbers are drawn on the host in float64 by NumPy's Philox generator and then cast, so every
+    backend and every dtype sees the same noise.
+
+    Args:
+        seed: any integer; the root of the path.
+        backend: where the numbers are born.
+    """
+
+    def __init__(self, seed: int, backend: Backend):
+        self.path: tuple = (int(seed),)
+        self.backend, self.first_row = backend, 0
+
+    def at(self, *names) -> "Stream":
+        """The stream further down the path: `stream.at("train", 17).at("eps")`."""
+        return self._with(self.path + names, self.first_row)
+
+    def from_row(self, first: int) -> "Stream":
+        """The same stream, whose row 0 is now row `first` of before."""
+        return self._with(self.path, self.first_row + first)
+
+    def normal(self, shape):
+        """Standard normal numbers of that shape, as an array of the stream's backend."""
+        return self.backend.asarray(self._rows(shape, np.random.Generator.standard_normal))
+
+    def uniform(self, shape):
+        """Uniform numbers in [0, 1) of that shape, as an array of the stream's backend."""
+        return self.backend.asarray(self._rows(shape, np.random.Generator.random))
+
+    def permutation(self, n: int) -> np.ndarray:
+        """A random order of 0..n-1, as host integers."""
+        return _generator(self.path, block=0).permutation(n)
+
+    def _with(self, path, first_row):
+        child = object.__new__(Stream)
+        child.path, child.backend, child.first_row = path, self.backend, first_row
+        return child
+
+    def _rows(self, shape, draw) -> np.ndarray:
+        rows, columns = shape[0], tuple(shape[1:])
+        start, stop = self.first_row, self.first_row + rows
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        # the last block is cut by asking for fewer rows: a shorter draw is a prefix of a longer one
+        parts = [
+            draw(_generator(self.path, block), (min(BLOCK, stop - block * BLOCK), *columns))
+            for block in blocks
+        ]
+        drawn = np.concatenate(parts) if parts else np.empty((0, *columns))
+        return drawn[start % BLOCK if parts else 0 :]
+
+
+def _generator(path: tuple, block: int) -> np.random.Generator:
+    text = "/".join(f"{type(name).__name__}:{name}" for name in path)
+    key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    # the block index fills the counter's highest word, which no draw within a block can reach
+    bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=block << 192)
+    return np.random.Generator(bits)

@@ -1,0 +1,1 @@
+"""Data sets, as integer codes on the host."""

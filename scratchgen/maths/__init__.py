@@ -1,0 +1,1 @@
+"""Formulas on arrays: densities, divergences, bounds; values in nats, with pullbacks."""

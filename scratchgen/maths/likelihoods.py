@@ -1,0 +1,207 @@
+"""p(x | h): what a network's output h says about the data x, as interchangeable objects.
+
+Each has the same four doors: `width`, how many numbers the network gives per data dimension;
+`nll(x, h)`, the cost and its pullback; `mean(h)`; and `sample(h, stream)`. The last axis of h holds
+`width` groups, each as wide as the last axis of x. x is data and has no cotangent.
+"""
+
+from math import log
+
+from scratchgen.core.arrays import namespace
+from scratchgen.core.numerics import level_centres, level_codes, sigmoid
+from scratchgen.maths.distributions import (
+    bernoulli_nll,
+    categorical_nll,
+    discretised_logistic_nll,
+    discretised_normal_nll,
+    normal_nll,
+)
+
+
+class Bernoulli:
+    """x ∈ {0, 1} with logits h: the binary cross-entropy.
+
+    Source: VAE-7
+    """
+
+    width = 1
+
+    def nll(self, x, h):
+        """x, h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        return bernoulli_nll(x, h)
+
+    def mean(self, h):
+        """E[x | h] (N, ..., C)."""
+        return sigmoid(h)
+
+    def sample(self, h, stream):
+        """x ~ p(x | h) (N, ..., C)."""
+        return namespace(h).astype(stream.uniform(h.shape) < sigmoid(h), h.dtype)
+
+
+class FixedNormal:
+    """x ~ N(h, s² I) with a stated variance s²: squared error with its constant.
+
+        -log N(x; h, s²) = (x - h)² / (2 s²) + ½ log(2π s²)
+
+    This is why a sum of squares appears in a VAE's loss. Plain "sum of squares + KL" is the exact
+    bound for s² = ½, "half the sum of squares + KL" for s² = 1, and "mean of squares + KL" silently
+    chooses s² = D/2, so the variance is an argument here, not a habit.
+
+    Args:
+        variance: s² > 0, in squared data units.
+
+    Raises:
+        ValueError: the variance is not positive.
+
+    Source: VAE-7
+    """
+
+    width = 1
+
+    def __init__(self, variance: float):
+        if not variance > 0.0:
+            raise ValueError(f"the decoder variance must be positive, got {variance}")
+        self.variance = variance
+
+    def nll(self, x, h):
+        """x, h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        nll, pullback = normal_nll(x, h, 0.0 * h + log(self.variance))
+        return nll, lambda d_nll: pullback(d_nll)[1]
+
+    def mean(self, h):
+        """E[x | h] (N, ..., C)."""
+        return h
+
+    def sample(self, h, stream):
+        """x ~ p(x | h) (N, ..., C)."""
+        return h + self.variance**0.5 * stream.normal(h.shape)
+
+
+class Normal:
+    """x ~ N(mean, e^logvar), both from the network: h = [mean, logvar].
+
+    Source: VAE-7
+    """
+
+    width = 2
+
+    def nll(self, x, h):
+        """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        nll, pullback = normal_nll(x, *halves(h))
+        return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll)[1:], axis=-1)
+
+    def mean(self, h):
+        """E[x | h] (N, ..., C)."""
+        return halves(h)[0]
+
+    def sample(self, h, stream):
+        """x ~ p(x | h) (N, ..., C)."""
+        mean, logvar = halves(h)
+        return mean + namespace(h).exp(0.5 * logvar) * stream.normal(mean.shape)
+
+
+class Levels:
+    """A distribution on the K bin centres of [-1, 1]; subclasses say which, by their `nll`.
+
+    Args:
+        levels: K, at least 2.
+
+    Raises:
+        ValueError: fewer than two levels.
+    """
+
+    width = 2
+
+    def __init__(self, levels: int):
+        if levels < 2:
+            raise ValueError(f"a discretised likelihood needs at least 2 levels, got {levels}")
+        self.levels = levels
+
+    def nll(self, x, h):
+        """x (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        raise TypeError("Levels is abstract; use one of its subclasses")
+
+    def log_probabilities(self, h):
+        """h (N, ..., width·C) -> log P of each level, (N, ..., C, K)."""
+        xp = namespace(h)
+        zero = 0.0 * h[..., : h.shape[-1] // self.width]
+        return -xp.stack([self.nll(zero + x, h)[0] for x in self.centres], axis=-1)
+
+    @property
+    def centres(self) -> list[float]:
+        """The K values that x can take."""
+        return [level_centres(k, self.levels) for k in range(self.levels)]
+
+    def mean(self, h):
+        """E[x | h] (N, ..., C), the exact mean over the K levels."""
+        p = namespace(h).exp(self.log_probabilities(h))
+        return sum(p[..., k] * x for k, x in enumerate(self.centres))
+
+    def sample(self, h, stream):
+        """x ~ p(x | h) (N, ..., C), by inverting the distribution function at a uniform number."""
+        xp = namespace(h)
+        p = xp.exp(self.log_probabilities(h))
+        u = stream.uniform(p.shape[:-1])
+        codes, below = 0.0 * u, 0.0 * u
+        for k in range(self.levels - 1):
+            below += p[..., k]
+            codes += xp.astype(u >= below, u.dtype)
+        return level_centres(codes, self.levels)
+
+
+class DiscretisedLogistic(Levels):
+    """A logistic distribution cut into K bins: h = [mean, log_scale].
+
+    Source: [Salimans 2017]
+    """
+
+    def nll(self, x, h):
+        """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        mean, log_scale = halves(h)
+        nll, pullback = discretised_logistic_nll(x, mean, log_scale, self.levels)
+        return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll), axis=-1)
+
+
+class DiscretisedNormal(Levels):
+    """A normal distribution cut into K bins: h = [mean, logvar].
+
+    Source: DDPM-8
+    """
+
+    def nll(self, x, h):
+        """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        mean, logvar = halves(h)
+        nll, pullback = discretised_normal_nll(x, mean, logvar, self.levels)
+        return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll), axis=-1)
+
+
+class Categorical(Levels):
+    """K free probabilities per data dimension: h holds C·K logits, those of one dimension together.
+
+    Source: VAE-7
+    """
+
+    def __init__(self, levels: int):
+        super().__init__(levels)
+        self.width = levels
+
+    def nll(self, x, h):
+        """x (N, ..., C), h (N, ..., C·K) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        nll, pullback = categorical_nll(level_codes(x, self.levels), self._logits(h))
+        return nll, lambda d_nll: namespace(d_nll).reshape(pullback(d_nll), h.shape)
+
+    def log_probabilities(self, h):
+        """h (N, ..., C·K) -> log P of each level, (N, ..., C, K)."""
+        zero = namespace(h).astype(0.0 * h, namespace(h).int64)[..., : h.shape[-1] // self.levels]
+        logits = self._logits(h)
+        return logits - (logits[..., 0] + categorical_nll(zero, logits)[0])[..., None]
+
+    def _logits(self, h):
+        return namespace(h).reshape(h, (*h.shape[:-1], -1, self.levels))
+
+
+def halves(h):
+    """The two halves of the last axis."""
+    c = h.shape[-1] // 2
+    return h[..., :c], h[..., c:]

@@ -1,0 +1,1 @@
+"""Measures over whole data sets, computed on the host."""

@@ -1,0 +1,1 @@
+"""Models: losses and samplers around networks they are given."""

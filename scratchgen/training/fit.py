@@ -1,0 +1,290 @@
+"""The command line's training loop: the examples' five lines, plus what a long run needs.
+
+    for step in range(steps):
+        terms, pullback = model.loss(x, eps)      # x and eps are functions of the step
+        pullback(...)
+        optimiser.step()
+
+On top of that: averages over intervals, a progress bar, a stop at the first value that is not
+finite, checkpoints, and a state from which the run continues bit for bit.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from scratchgen.core.arrays import namespace, to_host
+from scratchgen.core.module import FlatParameters, Module, observed
+from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.streams import Stream
+from scratchgen.training import checkpoint
+from scratchgen.training.optim import Adam, Ema
+
+SAVE_EVERY_SECONDS = 60.0
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss term was not finite; the message names step, term and layer."""
+
+
+def batch_indices(stream: Stream, n: int, batch_size: int, step: int) -> np.ndarray:
+    """Which examples make up the batch of a step: a pure function of stream and step.
+
+    The examples are visited in one random order after another; batches are cut from that endless
+    sequence, so all have the same size and none is left out at an epoch's end.
+
+    Args:
+        stream: its path names the run.
+        n: the number of examples.
+        batch_size: the number per batch; may exceed n.
+        step: 0, 1, 2, ...
+
+    Returns:
+        (batch_size,) indices in 0..n-1.
+    """
+    first = step * batch_size
+    epochs = range(first // n, (first + batch_size - 1) // n + 1)
+    order = np.concatenate([stream.at("epoch", epoch).permutation(n) for epoch in epochs])
+    return order[first % n : first % n + batch_size]
+
+
+class Fit:
+    """One training run: model, vector, optimiser and what has been logged so far.
+
+    Args:
+        module: the model; used to name the layer where a value stops being finite.
+        params: its parameters.
+        optimiser: updates them.
+        loss: (step, rows) -> {term: (n,) nats}; evaluates those rows of that step's batch and runs
+            the pullback of their share of the batch mean.
+        batch_size: the number of rows in a batch.
+        every: steps averaged into one logged row.
+        ema: an average of the weights to keep, or None.
+        workers: who evaluates the rows.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        params: FlatParameters,
+        optimiser: Adam,
+        loss: Callable[[int, slice], dict],
+        batch_size: int,
+        every: int = 50,
+        ema: Ema | None = None,
+        workers: Workers | None = None,
+    ):
+        self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
+        self.batch_size, self.every, self.ema = batch_size, every, ema
+        self.workers: Workers = workers or Solo()
+        self.steps_done = 0
+        self.history: dict[str, list[float]] = {}
+        self._sums: dict[str, float] = {}
+
+    def advance(self) -> None:
+        """One step of training.
+
+        Raises:
+            NonFiniteLoss: a term was not finite. θ is as it was before the step.
+        """
+        step = self.steps_done
+        terms = self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
+        means = {name: float(namespace(term).mean(term)) for name, term in terms.items()}
+        for name, mean in means.items():
+            if not isfinite(mean):
+                raise NonFiniteLoss(self._diagnosis(step, name, mean))
+        self.optimiser.step()
+        if self.ema is not None:
+            self.ema.step()
+        self.steps_done += 1
+        for name, mean in means.items():
+            self._sums[name] = self._sums.get(name, 0.0) + mean
+        if self.steps_done % self.every == 0:
+            self._log("step", self.steps_done)
+            for name, total in self._sums.items():
+                self._log(name, total / self.every)
+            self._sums = {}
+
+    def until(
+        self,
+        last_step: int,
+        path: Path | None = None,
+        meta: dict | None = None,
+        quiet: bool = False,
+        describe: Callable[[dict[str, float]], str] = str,
+    ) -> None:
+        """Train up to `last_step` steps in all, saving to `path` now and then and at the end.
+
+        An interrupt (Ctrl-C, or a request to terminate) waits for the step under way, saves, and
+        then raises KeyboardInterrupt; a second one does not wait.
+
+        Args:
+            last_step: the number of steps to have taken when this returns.
+            path: the checkpoint file, or None to keep nothing.
+            meta: facts that go into the checkpoint.
+            quiet: print nothing.
+            describe: last logged row -> the few words shown beside the progress.
+
+        Raises:
+            NonFiniteLoss: as `advance`; the last good state has been saved.
+        """
+        saved = time.monotonic()
+        try:
+            with _progress(self.steps_done, last_step, quiet) as shown, _interrupts() as received:
+                while self.steps_done < last_step and not received:
+                    self.advance()
+                    shown(self.steps_done, describe(self.last_row) if self.last_row else "")
+                    if path and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                        self.save(path, meta or {})
+                        saved = time.monotonic()
+        except NonFiniteLoss:
+            if path:
+                self.save(path, meta or {})
+            raise
+        if path:
+            self.save(path, meta or {})
+        if received:
+            raise KeyboardInterrupt
+
+    @property
+    def last_row(self) -> dict[str, float]:
+        """The last logged row: term -> mean over its interval, and the step it ended at."""
+        return {name: values[-1] for name, values in self.history.items() if values}
+
+    def save(self, path: Path, meta: dict) -> None:
+        """Write everything the run needs to continue bit for bit."""
+        arrays = {"theta": to_host(self.params.theta), "step": np.asarray(self.steps_done)}
+        states = {"optimiser": self.optimiser.state(), "ema": self.ema.state() if self.ema else {}}
+        states["buffers"] = {name: b.value for name, b in self.params.buffers.items()}
+        for group, state in states.items():
+            for name, value in state.items():
+                is_number = isinstance(value, int | float)
+                arrays[f"{group}/{name}"] = np.asarray(value) if is_number else to_host(value)
+        for name, values in self.history.items():
+            arrays[f"history/{name}"] = np.asarray(values, dtype=np.float64)
+        for name, total in self._sums.items():
+            arrays[f"pending/{name}"] = np.asarray(total, dtype=np.float64)
+        checkpoint.save(path, arrays, {**meta, "layout": self.params.layout()})
+
+    def restore(self, path: Path) -> dict:
+        """Continue from a file that `save` wrote; returns its meta.
+
+        Raises:
+            CheckpointError: the file cannot be read, or belongs to another model.
+        """
+        arrays, meta = checkpoint.load(path)
+        restore_parameters(self.params, arrays, meta, path)
+        asarray = self.params.backend.asarray
+        for group, target in (("optimiser", self.optimiser), ("ema", self.ema)):
+            state = _group(arrays, group)
+            if (target is None) != (not state):
+                raise checkpoint.CheckpointError(f"{path} was saved with another {group} setting")
+            if target is not None:
+                target.restore({k: asarray(v) if v.ndim else v.item() for k, v in state.items()})
+        self.steps_done = int(arrays["step"])
+        self.history = {k: v.tolist() for k, v in _group(arrays, "history").items()}
+        self._sums = {k: float(v) for k, v in _group(arrays, "pending").items()}
+        return meta
+
+    def _log(self, name: str, value: float) -> None:
+        self.history.setdefault(name, []).append(value)
+
+    def _diagnosis(self, step: int, term: str, mean: float) -> str:
+        what = f"step {step}: the loss term {term!r} is {mean}"
+        parameter = self.params.first_nonfinite()
+        if parameter:
+            return f"{what}; parameter {parameter} is not finite, so an earlier update broke it"
+        layer = self._first_nonfinite_layer(step)
+        where = f"first in the output of layer {layer}" if layer else "behind the last layer"
+        return f"{what}; the value stops being finite {where}. Try a smaller learning rate"
+
+    def _first_nonfinite_layer(self, step: int) -> str | None:
+        names = {id(module): name for name, module in self.module.named(Module)}
+        found: list[str] = []
+
+        def look(parent: Module, index: int, y) -> None:
+            xp = namespace(y)
+            if not found and not bool(xp.all(xp.isfinite(y))):
+                found.append(f"{names.get(id(parent), '')}.layers.{index}".lstrip("."))
+
+        with observed(look), self.params.frozen():
+            self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
+        return found[0] if found else None
+
+
+def restore_parameters(
+    params: FlatParameters, arrays: dict[str, np.ndarray], meta: dict, path: Path
+) -> None:
+    """Put a checkpoint's parameters and buffers into a model of the same layout.
+
+    Raises:
+        CheckpointError: names or shapes differ, or an array is missing.
+    """
+    if meta.get("layout") != params.layout():
+        raise checkpoint.CheckpointError(
+            f"{path} holds the parameters of another model: names or shapes differ"
+        )
+    buffers = _group(arrays, "buffers")
+    if arrays["theta"].shape != params.theta.shape or set(buffers) != set(params.buffers):
+        raise checkpoint.CheckpointError(f"{path} lacks parameters or buffers of this model")
+    params.theta[...] = params.backend.asarray(arrays["theta"])
+    params.changed()
+    for name, buffer in params.buffers.items():
+        buffer.value = params.backend.asarray(buffers[name])
+
+
+def _group(arrays: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(f"{group}/"): v for k, v in arrays.items() if k.startswith(f"{group}/")}
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that fills with the signals received, instead of an exception in mid-update."""
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers, and only it receives signals
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """A bar with an ETA on a terminal; elsewhere one line every tenth of the way."""
+    if quiet:
+        yield lambda done, text: None
+    elif sys.stderr.isatty():
+        with tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) as bar:
+
+            def move(done: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(done - bar.n)
+
+            yield move
+    else:
+        interval, began = max(1, (stop - start) // 10), time.monotonic()
+
+        def say(done: int, text: str) -> None:
+            if (done - start) % interval == 0 or done == stop:
+                seconds = time.monotonic() - began
+                print(f"step {done}/{stop}  {seconds:.0f} s  {text}", file=sys.stderr, flush=True)
+
+        yield say
