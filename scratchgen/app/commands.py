@@ -1,6 +1,5 @@
 """What each command does. Parsing stands in cli.py; names become objects in recipes.py."""
 
-import json
 import sys
 import time
 from pathlib import Path

@@ -34,7 +34,7 @@ class VaeConfig:
     """
 
     data: str = _option("digits", "data set", tuple(DATA))
-    steps: int = _option(4000, "training steps in all")
+    steps: int = _option(3000, "training steps in all")
     batch_size: int = _option(128, "examples per step")
     seed: int = _option(0, "random seed of initial weights, batches and noise")
     backend: str = _option("numpy", "array library", ("numpy", "cupy"))
@@ -43,9 +43,9 @@ class VaeConfig:
     latent: int = _option(16, "size of z")
     width: int = _option(256, "units per hidden layer")
     depth: int = _option(2, "hidden layers in the encoder and in the decoder")
-    dropout: float = _option(0.1, "dropout rate behind every hidden layer")
+    dropout: float = _option(0.15, "dropout rate behind every hidden layer")
     beta: float = _option(1.0, "weight of the KL in training; what is reported is always -ELBO")
-    learning_rate: float = _option(2e-3, "Adam's peak rate, after warm-up and before cosine decay")
+    learning_rate: float = _option(4e-3, "Adam's peak rate, after warm-up and before cosine decay")
     ema: float = _option(0.999, "decay of the weight average that is evaluated")
     hold_out: bool = _option(False, "leave the last 137 training examples out, to choose on")
 

@@ -1,0 +1,132 @@
+"""core/module.py: the flat vector, readings, buffers, observers."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from scratchgen.core.module import (
+    Buffer, FlatParameters, Module, Parameter, StalePullback, observed,
+)
+from scratchgen.core.streams import Stream
+from scratchgen.layers.activations import silu
+from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
+from scratchgen.testing.oracle import check_gradient
+from support import NUMPY, bound, host, normals, on_every_backend
+
+
+class Running(Module):
+    def __init__(self):
+        self.mean, self.linear = Buffer((2,), fill=0.5), Linear(2, 2)
+
+
+def test_parameters_lie_end_to_end_under_their_paths():
+    params = FlatParameters(Sequential(Linear(3, 2), silu, Linear(2, 1)), Stream(0, NUMPY))
+    assert params.layout() == {
+        "layers.0.weight": [2, 3],
+        "layers.0.bias": [2],
+        "layers.2.weight": [1, 2],
+        "layers.2.bias": [1],
+    }
+    assert params.theta.shape == (2 * 3 + 2 + 2 + 1,)
+
+
+def test_first_values_depend_on_name_and_shape_only():
+    short = FlatParameters(Sequential(Linear(3, 2)), Stream(0, NUMPY))
+    long = FlatParameters(Sequential(Linear(3, 2), Linear(2, 5)), Stream(0, NUMPY))
+    np.testing.assert_array_equal(short.theta, long.theta[: short.theta.shape[0]])
+
+
+def test_a_tied_layer_is_stored_once_and_its_gradients_add():
+    tied = Linear(4, 4)
+    net = Sequential(tied, silu, tied)
+    params = bound(net)
+    assert params.theta.shape == (20,)
+    check_gradient(params, net, normals(0, 3, 4))
+
+
+def test_a_pullback_refuses_another_theta():
+    net = Linear(2, 2)
+    params = bound(net)
+    y, pullback = net(normals(0, 3, 2))
+    params.theta *= 0.5
+    params.changed()
+    with pytest.raises(StalePullback, match="run it again"):
+        pullback(y)
+    assert not np.any(params.grad)
+
+
+def test_a_frozen_pullback_refuses_another_theta_too():
+    net = Linear(2, 2)
+    params = bound(net)
+    y, pullback = net(normals(0, 3, 2))
+    params.theta = 2.0 * params.theta
+    with params.frozen(), pytest.raises(StalePullback):
+        pullback(y)
+
+
+def test_an_unbound_layer_says_what_to_do():
+    with pytest.raises(RuntimeError, match="FlatParameters"):
+        Linear(2, 2)(normals(0, 1, 2))
+
+
+def test_gradient_goes_where_each_thread_chose():
+    net = Linear(2, 2)
+    params = bound(net)
+    y, pullback = net(normals(0, 3, 2))
+    chosen = {}
+
+    def shard(name):
+        with params.gradient_into(np.zeros_like(params.theta)) as mine:
+            pullback(y)
+            chosen[name] = mine
+
+    threads = [threading.Thread(target=shard, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not np.any(params.grad)
+    pullback(y)
+    np.testing.assert_array_equal(chosen["a"], params.grad)
+    np.testing.assert_array_equal(chosen["b"], params.grad)
+
+
+@on_every_backend
+def test_buffers_are_born_named_and_not_trained(born):
+    module = Running()
+    params = FlatParameters(module, Stream(0, born))
+    assert list(params.buffers) == ["mean"]
+    np.testing.assert_array_equal(host(module.mean.value), [0.5, 0.5])
+    assert "mean" not in params.layout()
+
+
+@on_every_backend
+def test_first_nonfinite_names_the_parameter(born):
+    params = bound(Sequential(Linear(2, 2), Linear(2, 2)), born=born)
+    assert params.first_nonfinite() is None
+    params.theta[params.table["layers.1.bias"].window] += float("nan")
+    assert params.first_nonfinite() == "layers.1.bias"
+
+
+def test_observers_see_every_part_and_only_within():
+    net = Sequential(Linear(2, 2), silu)
+    bound(net)
+    seen = []
+    with observed(lambda module, index, y: seen.append((module is net, index, y.shape))):
+        net(normals(0, 3, 2))
+    net(normals(0, 3, 2))
+    assert seen == [(True, 0, (3, 2)), (True, 1, (3, 2))]
+
+
+def test_a_parameter_of_any_shape_accumulates_products():
+    class Cube(Module):
+        def __init__(self):
+            self.value = Parameter((2, 3, 4), lambda stream, shape: stream.normal(shape))
+
+    cube = Cube()
+    params = FlatParameters(cube, Stream(0, NUMPY))
+    a, b = normals(1, 5, 6), normals(2, 5, 4)
+    cube.value.read().accumulate_product(a, b)
+    np.testing.assert_allclose(params.grad, (a.T @ b).ravel())

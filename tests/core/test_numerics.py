@@ -1,0 +1,95 @@
+"""core/numerics.py against 50-digit arithmetic, SciPy and math.erfc."""
+
+from decimal import Decimal, getcontext
+from math import erfc, log, sqrt
+
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import example, given, target
+from hypothesis import strategies as st
+
+from scratchgen.core import numerics
+from scratchgen.testing.strategies import reals, seeds
+from support import NUMPY, host, normals, on_every_backend, tolerance
+
+getcontext().prec = 400  # 1 - e^-500 must still be told from 1
+
+
+def one(f, *x) -> float:
+    return float(f(*(np.asarray([v]) for v in x))[0])
+
+
+def relative(got: float, want: Decimal) -> float:
+    """Relative error, which hypothesis is asked to maximise."""
+    error = abs(float((Decimal(got) - want) / want)) if want else abs(got)
+    target(log(error + 1e-18), label="relative error")
+    return error
+
+
+@given(reals(100.0))
+@example(1e-8)
+@example(0.1)
+@example(-0.0999999)
+def test_expm1_minus_keeps_its_digits(r):
+    want = Decimal(r).exp() - 1 - Decimal(r)
+    assert relative(one(numerics.expm1_minus, r), want) < 2e-14
+
+
+@given(reals(600.0))
+def test_softplus_and_sigmoid_keep_their_digits(x):
+    assert relative(one(numerics.softplus, x), (1 + Decimal(x).exp()).ln()) < 1e-14
+    want = 1 / (1 + (-Decimal(x)).exp())
+    assert abs(one(numerics.sigmoid, x) - float(want)) < 1e-15
+
+
+@given(st.floats(1e-12, 500.0))
+def test_log1mexp_keeps_its_digits(d):
+    assert relative(one(numerics.log1mexp, d), (1 - (-Decimal(d)).exp()).ln()) < 1e-14
+
+
+@given(reals(50.0), st.floats(1e-6, 50.0))
+def test_log_diff_exp_is_the_log_of_the_difference(b, gap):
+    a = b + gap
+    want = (Decimal(a).exp() - Decimal(b).exp()).ln()
+    assert abs(one(numerics.log_diff_exp, a, b) - float(want)) < 1e-9
+
+
+@given(st.floats(-200.0, 30.0))
+def test_log_ndtr_matches_scipy_in_both_tails(x):
+    want = float(scipy.special.log_ndtr(x))
+    conditioning = 1.0 + x * x  # rounding x alone changes log Φ(x) by that many ulps for x > 0
+    assert one(numerics.log_ndtr, x) == pytest.approx(want, rel=2e-15 * conditioning, abs=1e-300)
+
+
+@given(st.floats(-8.0, 8.0))
+def test_log_ndtr_matches_erfc(x):
+    assert one(numerics.log_ndtr, x) == pytest.approx(log(0.5 * erfc(-x / sqrt(2.0))), rel=1e-13)
+
+
+@given(seeds(), st.floats(-1e3, 1e3))
+def test_logsumexp_shifts_with_its_argument(seed, shift):
+    x = normals(seed, 3, 5)
+    want = np.log(np.exp(x).sum(axis=-1)) + shift
+    np.testing.assert_allclose(numerics.logsumexp(x + shift), want, rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(2, 300), st.data())
+def test_codes_survive_scaling_and_back(levels, data):
+    codes = np.asarray(data.draw(st.lists(st.integers(0, levels - 1), min_size=1, max_size=5)))
+    x = numerics.level_centres(codes, levels)
+    assert np.all(np.abs(x) < 1.0)
+    np.testing.assert_array_equal(numerics.level_codes(x, levels), codes)
+    np.testing.assert_array_equal(numerics.level_codes(x.astype(np.float32), levels), codes)
+
+
+@on_every_backend
+def test_every_backend_and_dtype_agrees(born):
+    x = 3.0 * normals(5, 40)
+    for f in (
+        numerics.sigmoid, numerics.softplus, numerics.expm1_minus, numerics.log_ndtr,
+        numerics.normal_log_pdf, lambda v: numerics.log1mexp(v * v + 0.1),
+    ):
+        got, want = f(born.asarray(x)), f(NUMPY.asarray(x))
+        assert got.dtype == born.asarray(x).dtype
+        np.testing.assert_allclose(host(got), want, rtol=tolerance(born), atol=tolerance(born))
