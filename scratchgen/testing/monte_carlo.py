@@ -8,7 +8,7 @@ weak test cannot pass, and a correct formula fails with probability at most alph
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import erfc, exp, inf, log, pi, sqrt
+from math import erfc, exp, log, pi, sqrt
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Check:
     Attributes:
         samples: drawn at the last look.
         looks: how many looks were taken.
-        z: the difference in standard errors at the last look.
+        z: the difference at the last look, in standard errors (widened by rounding).
         resolution: the largest error the check could have let pass.
         alpha: its share of the false-alarm budget.
     """
@@ -70,7 +70,8 @@ def assert_mean(
         d + h ≤ resolution →  pass
         otherwise          →  look again, Underpowered when n would exceed `most`
 
-    Nothing is decided before n is large enough for the sample's skewness (Cramér's correction).
+    Nothing is decided before n is large enough for the sample's skewness (Cramér's correction), nor
+    from samples that are all equal, unless they equal `expected` too.
 
     Args:
         draw: (n, look) -> (n,) independent samples, or -> (samples, controls) where controls
@@ -98,14 +99,15 @@ def assert_mean(
         z = normal_quantile(alpha * 0.5 ** (look + 1))
         rounding = 1e-13 * max(1.0, abs(expected), abs(mean))
         half_width, distance = z * error + rounding, abs(mean - expected)
-        if n >= (z**3 * abs(skewness) / 3.0) ** 2:
+        unseen = error == 0.0 and distance > rounding  # equal samples prove nothing: a rare event
+        if n >= (z**3 * abs(skewness) / 3.0) ** 2 and not unseen:
             if distance > half_width:
                 raise MonteCarloFailure(
                     f"simulated {mean:.8g} ± {error:.2g} but expected {expected:.8g}: "
-                    f"{distance / error if error else inf:.1f} standard errors, n = {n}"
+                    f"{distance / error:.1f} standard errors, n = {n}"
                 )
             if distance + half_width <= resolution:
-                passed = Check(n, look + 1, distance / error if error else 0.0, resolution, alpha)
+                passed = Check(n, look + 1, z * distance / half_width, resolution, alpha)
                 checks.append(passed)
                 return passed
         n, look = n * growth, look + 1

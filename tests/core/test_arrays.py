@@ -8,6 +8,7 @@ import pytest
 
 from scratchgen.core import arrays
 from scratchgen.core.arrays import BackendUnavailable, backend, namespace
+
 from support import host, on_every_backend
 
 

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from scratchgen.core.module import (
-    Buffer, FlatParameters, Module, Parameter, StalePullback, observed,
+    Buffer,
+    FlatParameters,
+    Module,
+    Parameter,
+    StalePullback,
+    observed,
 )
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import silu
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.oracle import check_gradient
+
 from support import NUMPY, bound, host, normals, on_every_backend
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from scratchgen.core.parallel import Solo
-from support import bound, normals
 from scratchgen.layers.affine import Linear
+
+from support import bound, normals
 
 
 def test_solo_runs_the_whole_batch_into_the_one_gradient():

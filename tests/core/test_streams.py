@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scratchgen.core.streams import BLOCK, Stream
 from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import seeds
+
 from support import NUMPY, host, on_every_backend
 
 counts = st.integers(1, 3 * BLOCK)

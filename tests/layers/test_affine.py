@@ -1,0 +1,75 @@
+"""layers/affine.py: Linear."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.streams import Stream
+from scratchgen.layers.affine import Linear
+from scratchgen.testing import oracle
+from scratchgen.testing.strategies import seeds, shapes, sizes
+
+from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+
+
+@given(seeds(), shapes(), sizes(), sizes())
+def test_gradients_and_tangents(seed, leading, n_in, n_out):
+    layer = Linear(n_in, n_out)
+    params, x = bound(layer, seed), normals(seed, *leading, n_in)
+    oracle.check_gradient(params, layer, x)
+    oracle.check_accumulation(params, layer, x)
+    with params.frozen():
+        oracle.check_pullback(layer, x)
+        oracle.check_pullback_is_linear(layer, x)
+        oracle.check_pushforward(layer, x, normals(seed + 1, *leading, n_in))
+    x_dot = normals(seed + 2, *leading, n_in)
+    oracle.check_gradient(params, layer.pushforward, x, x_dot)
+
+
+@on_every_backend
+def test_every_backend_computes_x_w_plus_b(born):
+    layer = Linear(3, 2)
+    params, x = bound(layer, born=born), normals(0, 4, 3)
+    y, pullback = layer(born.asarray(x))
+    w, b = host(layer.weight.read().value), host(layer.bias.read().value)
+    np.testing.assert_allclose(host(y), x @ w.T + b, rtol=tolerance(born))
+    assert pullback(y).dtype == y.dtype
+    want = np.concatenate([(host(y).T @ x).ravel(), host(y).sum(axis=0)])
+    np.testing.assert_allclose(host(params.grad), want, rtol=10 * tolerance(born))
+
+
+def test_a_layer_that_reads_data_has_no_cotangent_but_the_same_gradient():
+    reader, layer = Linear(3, 2, reads_data=True), Linear(3, 2)
+    first, second, x = bound(reader), bound(layer), normals(0, 4, 3)
+    y, pullback = reader(x)
+    assert pullback(y) is None
+    layer(x)[1](y)
+    np.testing.assert_array_equal(first.grad, second.grad)
+
+
+def test_no_input_is_changed():
+    layer = Linear(3, 2)
+    bound(layer)
+    x, dy = normals(0, 4, 3), normals(1, 4, 2)
+    x.flags.writeable = dy.flags.writeable = False
+    layer(x)[1](dy)
+
+
+def test_initial_weights_keep_the_variance():
+    layer, x = Linear(100, 400), normals(0, 500, 100)
+    FlatParameters(layer, Stream(0, NUMPY))
+    assert layer(x)[0].std() == pytest.approx(x.std(), rel=0.05)
+
+
+def test_empty_batches_pass():
+    layer = Linear(3, 2)
+    bound(layer)
+    y, pullback = layer(normals(0, 0, 3))
+    assert y.shape == (0, 2)
+    assert pullback(y).shape == (0, 3)
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="at least 1, got 0 -> 2"):
+        Linear(0, 2)

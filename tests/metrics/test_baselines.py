@@ -1,0 +1,52 @@
+"""metrics/baselines.py."""
+
+from math import log
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.core.streams import Stream
+from scratchgen.data.digits import load_digits
+from scratchgen.metrics.baselines import baselines, mixture_bits
+from scratchgen.testing.strategies import seeds
+
+from support import NUMPY
+
+
+def codes(seed, n, dims, levels):
+    return np.floor(levels * Stream(seed, NUMPY).uniform((n, dims))).astype(np.uint8)
+
+
+@given(seeds(), st.integers(2, 6), st.integers(1, 3), st.integers(1, 3))
+def test_one_component_is_the_smoothed_histogram(seed, levels, dims, n):
+    train, test = codes(seed, 20, dims, levels), codes(seed + 1, n, dims, levels)
+    nats = 0.0
+    for row in test:
+        for d, value in enumerate(row):
+            nats -= log((np.sum(train[:, d] == value) + 1.0) / (len(train) + levels))
+    want = nats / (test.size * log(2.0))
+    assert mixture_bits(train, test, levels, components=1) == pytest.approx(want, rel=1e-10)
+
+
+@given(seeds(), st.integers(1, 4))
+def test_a_mixture_is_a_distribution(seed, components):
+    train = codes(seed, 30, 2, 3)
+    every = np.asarray([[a, b] for a in range(3) for b in range(3)], dtype=np.uint8)
+    bits = [2.0 * mixture_bits(train, row[None], 3, components) for row in every]
+    assert sum(2.0**-b for b in bits) == pytest.approx(1.0, rel=1e-10)
+
+
+def test_on_the_digits_every_model_beats_the_one_before():
+    found = baselines(load_digits("fit").codes, load_digits("validation").codes, 17)
+    assert list(found) == ["uniform", "zlib", "lzma", "independent pixels", "mixture of 10"]
+    values = list(found.values())
+    assert values[0] == pytest.approx(np.log2(17))
+    assert values == sorted(values, reverse=True)
+
+
+def test_two_clusters_need_two_components():
+    train = np.repeat(np.asarray([[0, 0, 0], [1, 1, 1]], dtype=np.uint8), 200, axis=0)
+    assert mixture_bits(train, train, 2, components=1) == pytest.approx(1.0, abs=1e-3)
+    assert mixture_bits(train, train, 2, components=2) == pytest.approx(1.0 / 3.0, abs=0.03)

@@ -1,0 +1,41 @@
+"""metrics/likelihood.py."""
+
+import numpy as np
+import pytest
+
+from scratchgen.core.streams import Stream
+from scratchgen.maths.likelihoods import Bernoulli
+from scratchgen.metrics import likelihood
+from scratchgen.models.vae import Vae
+from scratchgen.nets.mlp import mlp
+
+from support import NUMPY, bound, normals
+
+
+def bounds(x, batch, monkeypatch, samples=8):
+    monkeypatch.setattr(likelihood, "BATCH", batch)
+    vae = Vae(mlp([4, 6, 6]), mlp([3, 6, 4]), Bernoulli())
+    bound(vae)
+    return likelihood.vae_bounds(vae, x, Stream(5, NUMPY), latent=3, samples=samples)
+
+
+def test_an_example_is_measured_alike_in_every_batch(monkeypatch):
+    x = (normals(0, 150, 4) > 0.0) * 1.0
+    whole, pieces = bounds(x, 1000, monkeypatch), bounds(x, 64, monkeypatch)
+    for name in whole:
+        np.testing.assert_allclose(whole[name], pieces[name], rtol=1e-12)
+    some = bounds(x[:70], 64, monkeypatch)
+    np.testing.assert_allclose(some["kl"], whole["kl"][:70], rtol=1e-12)
+
+
+@pytest.mark.equation("ELBO-2")
+def test_the_tight_bound_costs_less(monkeypatch):
+    found = bounds((normals(0, 50, 4) > 0.0) * 1.0, 64, monkeypatch, samples=64)
+    assert np.all(found["importance_weighted"] < found["reconstruction"] + found["kl"])
+    np.testing.assert_allclose(found["kl_per_dimension"].sum(axis=-1), found["kl"], rtol=1e-12)
+
+
+def test_mean_and_error():
+    mean, error = likelihood.mean_and_error(np.asarray([1.0, 2.0, 3.0, 6.0]))
+    assert mean == 3.0
+    assert error == pytest.approx(np.std([1.0, 2.0, 3.0, 6.0], ddof=1) / 2.0)

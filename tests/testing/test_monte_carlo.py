@@ -1,0 +1,94 @@
+"""testing/monte_carlo.py: the tester is tested for false alarms, false passes and weakness."""
+
+from math import erfc, log, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.core.streams import Stream
+from scratchgen.testing import monte_carlo
+from scratchgen.testing.monte_carlo import (
+    MonteCarloFailure,
+    Underpowered,
+    assert_mean,
+    normal_quantile,
+)
+
+from support import NUMPY
+
+TRIALS, ALPHA = 300, 0.02
+# P(Binomial(300, 0.02) > 20) < 1e-5
+TOO_MANY = 20
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    """These checks err on purpose and must not count against the session's budget."""
+    monkeypatch.setattr(monte_carlo, "checks", [])
+
+
+def outcome(trial, offset, resolution=0.1):
+    def draw(n, look):
+        return offset + Stream(trial, NUMPY).at("calibration", offset, look).normal((n,))
+
+    try:
+        assert_mean(draw, 0.0, resolution, alpha=ALPHA, first=64)
+    except MonteCarloFailure:
+        return "fail"
+    except Underpowered:
+        return "weak"
+    return "pass"
+
+
+def test_a_right_formula_fails_at_most_alpha_of_the_time():
+    outcomes = [outcome(trial, 0.0) for trial in range(TRIALS)]
+    assert outcomes.count("fail") <= TOO_MANY
+    assert outcomes.count("pass") == TRIALS - outcomes.count("fail")
+
+
+def test_an_error_of_one_resolution_passes_at_most_alpha_of_the_time():
+    assert [outcome(trial, 0.1) for trial in range(TRIALS)].count("pass") <= TOO_MANY
+
+
+def test_too_few_samples_are_a_failure():
+    with pytest.raises(Underpowered, match="needs more samples"):
+        assert_mean(lambda n, look: Stream(0, NUMPY).at(look).normal((n,)), 0.0, 1e-3, most=10_000)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1e-3])  # not seen at all, and seen a few times
+def test_rare_events_are_not_judged_before_the_sample_is_symmetric(rate):
+    def draw(n, look):
+        return Stream(0, NUMPY).at(look).uniform((n,)) < rate
+
+    with pytest.raises(Underpowered, match="skewness"):
+        assert_mean(draw, 1.1 * rate, rate, most=20_000)
+
+
+def test_controls_leave_no_variance_in_a_quadratic():
+    def draw(n, look):
+        eps = Stream(0, NUMPY).at(look).normal((n,))
+        return 3.0 + eps + 2.0 * eps**2, np.stack([eps, eps**2 - 1.0], axis=-1)
+
+    check = assert_mean(draw, 5.0, resolution=1e-10)
+    assert check.samples == 4096
+    with pytest.raises(MonteCarloFailure):
+        assert_mean(draw, 5.0 * (1.0 + 1e-9), resolution=1e-10)
+
+
+def test_passed_checks_are_registered():
+    assert_mean(lambda n, look: np.ones(n), 1.0, resolution=0.1, alpha=1e-7)
+    (check,) = monte_carlo.checks
+    assert (check.alpha, check.looks, check.resolution) == (1e-7, 1, 0.1)
+
+
+def test_a_resolution_is_needed():
+    with pytest.raises(ValueError, match="positive"):
+        assert_mean(lambda n, look: np.ones(n), 1.0, resolution=0.0)
+
+
+@given(st.floats(1e-15, 0.9))
+def test_normal_quantile_inverts_the_tail(alpha):
+    tail = erfc(normal_quantile(alpha) / sqrt(2.0))
+    assert abs(log(tail) - log(alpha)) < 1e-9

@@ -1,0 +1,176 @@
+"""training/fit.py: the examples' five lines, resumed bit for bit, stopped at a NaN."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.core.module import Buffer
+from scratchgen.core.streams import Stream
+from scratchgen.layers.activations import tanh
+from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
+from scratchgen.testing.strategies import seeds
+from scratchgen.training.checkpoint import CheckpointError
+from scratchgen.training.fit import Fit, NonFiniteLoss, batch_indices
+from scratchgen.training.optim import Adam, Ema
+
+from support import BACKENDS, NAMES, NUMPY, bound, host
+
+BATCH = 4
+
+
+class Net(Sequential):
+    """Regression with a running mean, so that a run has everything a checkpoint must hold."""
+
+    def __init__(self):
+        super().__init__(Linear(3, 5), tanh, Linear(5, 1))
+        self.seen = Buffer((1,))
+
+
+def make(born=NUMPY, every=3, spoil=None):
+    net = Net()
+    params = bound(net, born=born)
+    stream = Stream(0, born)
+
+    def loss(step, rows):
+        noise = stream.at("train", step).from_row(rows.start)
+        x = noise.at("x").normal((rows.stop - rows.start, 3))
+        if spoil is not None and step == spoil:
+            x = x * float("inf")
+        net.seen.value = net.seen.value + x[0, :1]
+        y, pullback = net(x)
+        pullback(2.0 * y / BATCH)
+        return {"square": y[:, 0] ** 2, "zero": 0.0 * y[:, 0]}
+
+    return Fit(net, params, Adam(params, 0.01), loss, BATCH, every, Ema(params, 0.9))
+
+
+def everything(fit):
+    return {
+        "theta": host(fit.params.theta),
+        "m": host(fit.optimiser.m),
+        "v": host(fit.optimiser.v),
+        "ema": host(fit.ema.average),
+        "seen": host(fit.module.seen.value),
+        **{name: np.asarray(values) for name, values in fit.history.items()},
+    }
+
+
+def assert_same_run(a, b):
+    first, second = everything(a), everything(b)
+    assert set(first) == set(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert a.steps_done == b.steps_done
+    assert a._sums == b._sums
+
+
+@pytest.mark.parametrize("born", BACKENDS, ids=NAMES)
+def test_a_stopped_run_continues_bit_for_bit(born, tmp_path):
+    whole, first, second = make(born), make(born), make(born)
+    whole.until(40, quiet=True)
+    first.until(17, tmp_path / "c.npz", {"note": 1}, quiet=True)
+    assert second.restore(tmp_path / "c.npz")["note"] == 1
+    second.until(40, quiet=True)
+    assert_same_run(whole, second)
+
+
+def test_logging_and_saving_do_not_change_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
+    often, rarely = make(every=1), make(every=7)
+    often.until(20, tmp_path / "c.npz", quiet=True)
+    rarely.until(20, quiet=True)
+    np.testing.assert_array_equal(often.params.theta, rarely.params.theta)
+    assert np.mean(often.history["square"][:7]) == pytest.approx(rarely.history["square"][0])
+
+
+def test_the_five_line_loop_gives_the_same_theta():
+    fit, plain = make(), make()
+    fit.until(10, quiet=True)
+    for step in range(10):
+        plain.loss(step, slice(0, BATCH))
+        plain.optimiser.step()
+    np.testing.assert_array_equal(fit.params.theta, plain.params.theta)
+
+
+def test_the_first_value_that_is_not_finite_stops_it_and_is_named(tmp_path):
+    fit, healthy = make(spoil=5), make()
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(NonFiniteLoss, match="step 5: the loss term 'square' is nan.*layer layers.0"),
+    ):
+        fit.until(10, tmp_path / "c.npz", quiet=True)
+    healthy.until(5, quiet=True)
+    assert fit.steps_done == 5
+    np.testing.assert_array_equal(fit.params.theta, healthy.params.theta)
+    assert (tmp_path / "c.npz").exists()
+
+
+def test_a_broken_parameter_is_named():
+    fit = make()
+    fit.params.theta[fit.params.table["layers.2.bias"].window] = np.nan
+    with pytest.raises(NonFiniteLoss, match=r"parameter layers.2.bias is not finite"):
+        fit.advance()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_step_and_saves(tmp_path, number):
+    fit, loss = make(), None
+    loss = fit.loss
+
+    def interrupted(step, rows):
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return loss(step, rows)
+
+    fit.loss = interrupted
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        fit.until(20, tmp_path / "c.npz", quiet=True)
+    assert signal.getsignal(number) is before
+    resumed, whole = make(), make()
+    resumed.restore(tmp_path / "c.npz")
+    assert resumed.steps_done == 7
+    resumed.until(20, quiet=True)
+    whole.until(20, quiet=True)
+    assert_same_run(whole, resumed)
+
+
+def test_another_model_is_refused(tmp_path):
+    make().save(tmp_path / "c.npz", {})
+    net = Linear(2, 2)
+    params = bound(net)
+    other = Fit(net, params, Adam(params), lambda step, rows: {}, BATCH, ema=Ema(params))
+    with pytest.raises(CheckpointError, match="another model"):
+        other.restore(tmp_path / "c.npz")
+    without_average = make()
+    without_average.ema = None
+    with pytest.raises(CheckpointError, match="another ema setting"):
+        without_average.restore(tmp_path / "c.npz")
+
+
+def test_progress_is_one_line_per_interval_where_there_is_no_terminal(capsys):
+    make().until(20, describe=lambda row: f"square {row['square']:.3f}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("step 20/20")
+    assert "square" in lines[-1]
+
+
+@given(seeds(), st.integers(1, 20), st.integers(1, 50))
+def test_every_example_is_visited_once_an_epoch(seed, n, batch_size):
+    stream = Stream(seed, NUMPY)
+    steps = -(-3 * n // batch_size)
+    visited = np.concatenate([batch_indices(stream, n, batch_size, s) for s in range(steps)])
+    assert len(visited) == steps * batch_size
+    for epoch in range(3):
+        assert sorted(visited[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_batches_differ_between_epochs():
+    first, second = (batch_indices(Stream(0, NUMPY), 50, 50, s) for s in range(2))
+    assert np.any(first != second)

@@ -1,0 +1,140 @@
+"""training/optim.py: Adam against the textbook in exact arithmetic; averages, clipping, rates."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.core.module import FlatParameters, StalePullback
+from scratchgen.core.streams import Stream
+from scratchgen.layers.affine import Linear
+from scratchgen.testing.strategies import seeds
+from scratchgen.training.optim import Adam, Ema, clip_by_global_norm, warmup_cosine
+
+from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+
+
+def textbook(theta, gradients, lr, beta1, beta2, tiny, decay):
+    """Algorithm 1 of Kingma & Ba with decoupled decay, one number at a time."""
+    m = v = Decimal(0)
+    theta, lr, beta1, beta2 = Decimal(theta), Decimal(lr), Decimal(beta1), Decimal(beta2)
+    for t, g in enumerate(map(Decimal, gradients), start=1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        theta -= lr * Decimal(decay) * theta
+        theta -= lr * m_hat / (v_hat.sqrt() + Decimal(tiny))
+    return float(theta)
+
+
+rates = st.floats(0.0, 0.999)
+
+
+@given(seeds(), rates, rates, st.floats(1e-8, 1e-2), st.floats(1e-4, 0.1), st.floats(0.0, 0.5))
+def test_adam_is_the_textbook(seed, beta1, beta2, tiny, lr, decay):
+    params = bound(Linear(2, 1), seed)
+    first, gradients = 1.0 * params.theta, normals(seed, 4, 3)
+    adam = Adam(params, lr, beta1, beta2, tiny, decay)
+    for g in gradients:
+        params.grad += g
+        adam.step()
+        assert not np.any(params.grad)
+    want = [textbook(first[i], gradients[:, i], lr, beta1, beta2, tiny, decay) for i in range(3)]
+    np.testing.assert_allclose(params.theta, want, rtol=1e-10, atol=1e-12)
+
+
+@given(seeds(), st.floats(0.01, 100.0))
+def test_adam_does_not_see_the_scale_of_the_loss(seed, scale):
+    ends = []
+    for factor in (1.0, scale):
+        params = bound(Linear(2, 1), seed)
+        adam = Adam(params, tiny=1e-30)
+        for g in normals(seed, 3, 3):
+            params.grad += factor * g
+            adam.step()
+        ends.append(params.theta)
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
+
+
+def test_a_step_voids_earlier_pullbacks():
+    layer = Linear(2, 1)
+    params = bound(layer)
+    y, pullback = layer(normals(0, 3, 2))
+    Adam(params).step()
+    with pytest.raises(StalePullback):
+        pullback(y)
+
+
+@on_every_backend
+def test_every_backend_takes_the_same_steps(born):
+    ends = []
+    for made in (born, NUMPY):
+        params = bound(Linear(3, 2), born=made)
+        adam, ema = Adam(params, warmup_cosine(0.1, 5, 2), weight_decay=0.1), Ema(params, 0.9)
+        for g in normals(1, 5, 8):
+            params.grad[...] = made.asarray(g)
+            clip_by_global_norm(params, 1.0)
+            adam.step()
+            ema.step()
+        ends.append((host(params.theta), host(ema.average)))
+    for got, want in zip(*ends, strict=True):
+        np.testing.assert_allclose(got, want, rtol=10 * tolerance(born), atol=tolerance(born))
+
+
+@given(st.floats(0.0, 0.9999), st.integers(1, 30))
+def test_the_average_is_the_weighted_mean_of_its_history(decay, steps):
+    params = FlatParameters(Linear(1, 1), Stream(0, NUMPY))
+    ema, want = Ema(params, decay), params.theta[0]
+    for n in range(steps):
+        params.theta[0] = n**0.5
+        ema.step()
+        d = min(decay, (1.0 + n) / (10.0 + n))
+        want = d * want + (1.0 - d) * n**0.5
+    assert ema.average[0] == pytest.approx(want, rel=1e-12)
+
+
+def test_the_average_is_applied_and_taken_back():
+    layer = Linear(1, 1)
+    params = bound(layer)
+    ema, theta = Ema(params), params.theta
+    ema.average[...] = 7.0
+    with ema.applied():
+        assert layer(np.ones((1, 1)))[0] == 14.0
+    assert params.theta is theta
+
+
+@given(seeds(), st.floats(0.01, 10.0))
+def test_clipping_shortens_and_never_turns(seed, limit):
+    params = bound(Linear(3, 2), seed)
+    g = normals(seed, 8)
+    params.grad += g
+    norm = clip_by_global_norm(params, limit)
+    assert norm == pytest.approx(np.linalg.norm(g), rel=1e-12)
+    np.testing.assert_allclose(params.grad, g * min(1.0, limit / norm), rtol=1e-12)
+
+
+def test_the_schedule_rises_then_falls():
+    rate = warmup_cosine(1.0, steps=100, warmup=10, floor=0.1)
+    assert [rate(0), rate(9), rate(10)] == pytest.approx([0.1, 1.0, 1.0])
+    assert rate(55) == pytest.approx(0.55)
+    assert rate(100) == rate(1000) == pytest.approx(0.1)
+    assert all(rate(s) >= rate(s + 1) for s in range(10, 110))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p: Adam(p, beta1=1.0),
+        lambda p: Adam(p, beta2=-0.1),
+        lambda p: Adam(p, tiny=0.0),
+        lambda p: Adam(p, weight_decay=-1.0),
+        lambda p: Ema(p, 1.0),
+        lambda p: clip_by_global_norm(p, 0.0),
+        lambda p: warmup_cosine(1.0, steps=5, warmup=5),
+    ],
+)
+def test_arguments_are_checked(wrong):
+    with pytest.raises(ValueError, match="got"):
+        wrong(bound(Linear(1, 1)))
