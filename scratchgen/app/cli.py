@@ -64,39 +64,40 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_training(train: argparse.ArgumentParser) -> None:
-    train.add_argument("model", nargs="?", choices=tuple(CONFIGS), help="not with --resume")
-    train.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
-    train.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
-    train.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    for option in fields(CONFIGS["vae"]):
-        text, choices = option.metadata["help"], option.metadata["choices"]
-        flag = "--" + option.name.replace("_", "-")
-        if option.type is bool:
-            train.add_argument(flag, action="store_const", const=True, help=text)
-        else:
-            train.add_argument(
-                flag, type=option.type, choices=choices, help=f"{text} (default: {option.default})"
-            )
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
+    common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
+    common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    for action in common._actions:
+        train._add_action(action)
+    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(CONFIGS))
+    for name, config in CONFIGS.items():
+        model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
+        for option in fields(config):
+            flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"]
+            if option.type is bool:
+                model.add_argument(flag, action="store_true", help=text)
+                continue
+            text += f" (default: {option.default})"
+            choices = option.metadata["choices"]
+            model.add_argument(flag, type=option.type, choices=choices, help=text)
 
 
 def _train(given: argparse.Namespace) -> None:
-    names = [option.name for option in fields(CONFIGS["vae"])]
-    chosen = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    if given.resume is None:
-        if given.model is None:
-            raise ValueError(f"name a model to train ({', '.join(CONFIGS)}), or use --resume RUN")
-        config = CONFIGS[given.model](**chosen)
-        commands.train(given.model, config, given.out, given.stop_at, given.quiet)
+    values = vars(given)
+    stop_at, quiet = values.get("stop_at"), values.get("quiet", False)
+    model, out, resumed = values["model"], values.get("out"), values.get("resume")
+    if model is None and resumed is None:
+        raise ValueError(f"name a model to train ({', '.join(CONFIGS)}), or use --resume RUN")
+    names = {option.name for option in fields(CONFIGS[model])} if model else set()
+    chosen = {name: value for name, value in values.items() if name in names}
+    if resumed is None:
+        commands.train(model, CONFIGS[model](**chosen), out, stop_at, quiet)
         return
-    clashing = [f"--{n.replace('_', '-')}" for n in chosen]
-    clashing += [given.model] if given.model else []
-    clashing += ["--out"] if given.out else []
-    if clashing:
-        raise ValueError(
-            f"--resume continues a run with its own options; leave out {', '.join(clashing)}"
-        )
-    commands.resume(given.resume, given.stop_at, given.quiet)
+    if out is not None:
+        raise ValueError("--resume continues in the run's own folder; leave out --out")
+    commands.resume(resumed, stop_at, quiet, model, chosen)
 
 
 def _run(given: argparse.Namespace) -> None:

@@ -45,30 +45,54 @@ def train(
     model: str, config: VaeConfig, out: Path | None, stop_at: int | None = None, quiet: bool = False
 ) -> Path:
     """Train from scratch into a new run folder, and return it."""
+    last = _last_step(config, stop_at)
     run = build_vae(config)
     folder = runs.new_run(out, f"{model}-{config.data}-s{config.seed}")
     runs.write_json(folder / "config.json", config_to_json(model, config))
     runs.write_json(folder / "environment.json", runs.environment(run.born))
-    return _train(run, model, folder, stop_at, quiet)
+    return _train(run, model, folder, last, quiet)
 
 
-def resume(folder: Path, stop_at: int | None = None, quiet: bool = False) -> Path:
-    """Continue an interrupted run to the end its configuration names."""
-    model, config = runs.read_config(folder)
+def resume(
+    folder: Path,
+    stop_at: int | None = None,
+    quiet: bool = False,
+    model: str | None = None,
+    chosen: dict | None = None,
+) -> Path:
+    """Continue an interrupted run to the end its configuration names.
+
+    Args:
+        folder: the run.
+        stop_at: as for `train`.
+        quiet: print nothing.
+        model, chosen: what the user believes the run to be; refused where it is not.
+    """
+    saved_model, config = runs.read_config(folder)
+    saved = config_to_json(saved_model, config)
+    for name, value in {"model": model or saved_model, **(chosen or {})}.items():
+        if saved[name] != value:
+            raise ValueError(
+                f"{folder} was started with {name} {saved[name]}, not {value}; "
+                "--resume keeps a run's own options, so leave that one out"
+            )
     run = build_vae(config)
     run.fit.restore(folder / "checkpoint.npz")
     if run.fit.steps_done >= config.steps:
         raise ValueError(f"{folder} has already taken all its {config.steps} steps")
-    return _train(run, model, folder, stop_at, quiet)
+    last = _last_step(config, stop_at, run.fit.steps_done)
+    return _train(run, saved_model, folder, last, quiet)
 
 
-def _train(run: VaeRun, model: str, folder: Path, stop_at: int | None, quiet: bool) -> Path:
-    fit, config = run.fit, run.config
+def _last_step(config: VaeConfig, stop_at: int | None, done: int = 0) -> int:
     last = config.steps if stop_at is None else stop_at
-    if not fit.steps_done < last <= config.steps:
-        raise ValueError(
-            f"--stop-at must lie between {fit.steps_done + 1} and {config.steps}, got {last}"
-        )
+    if not done < last <= config.steps:
+        raise ValueError(f"--stop-at must lie between {done + 1} and {config.steps}, got {last}")
+    return last
+
+
+def _train(run: VaeRun, model: str, folder: Path, last: int, quiet: bool) -> Path:
+    fit, config = run.fit, run.config
     dims = int(np.prod(run.shape))
 
     def describe(row: dict[str, float]) -> str:
@@ -76,20 +100,25 @@ def _train(run: VaeRun, model: str, folder: Path, stop_at: int | None, quiet: bo
         return f"-ELBO {nats:.2f} nats {bits_per_dim(nats, dims):.3f} bits/dim, KL {row['kl']:.2f}"
 
     if not quiet:
-        say(f"{run.params.theta.shape[0]:,} parameters, {run.born.name} {config.dtype}")
+        size = run.params.theta.shape[0]
+        say(f"training into {folder}: {size:,} parameters, {run.born.name} {config.dtype}")
     try:
         meta = {"config": config_to_json(model, config)}
         fit.until(last, folder / "checkpoint.npz", meta, quiet, describe)
     except KeyboardInterrupt:
-        say(f"stopped at step {fit.steps_done}; go on with: scratchgen train --resume {folder}")
+        say(f"stopped at step {fit.steps_done}; {_how_to_resume(folder)}")
         raise
     finally:
         if fit.history:
             runs.write_metrics(folder / "metrics.csv", fit.history, dims)
     _training_figures(run, folder)
     if not quiet:
-        say(f"wrote {folder}")
+        say(f"wrote {folder}" + ("" if last == config.steps else f"; {_how_to_resume(folder)}"))
     return folder
+
+
+def _how_to_resume(folder: Path) -> str:
+    return f"go on with: scratchgen train --resume {folder}"
 
 
 def _training_figures(run: VaeRun, folder: Path) -> None:

@@ -44,7 +44,11 @@ class Parameter:
         self.window = slice(0, 0)
 
     def read(self) -> "Reading":
-        """The parameter at the present θ."""
+        """The parameter at the present θ.
+
+        Raises:
+            RuntimeError: no FlatParameters holds it yet.
+        """
         if self.owner is None:
             raise RuntimeError(
                 "this layer's parameters are not bound to a vector yet; "

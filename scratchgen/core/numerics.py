@@ -4,7 +4,7 @@ Everything here is elementwise (or reduces one axis), keeps the dtype it is give
 array API, so it runs on any backend and can be traced.
 """
 
-from math import log, pi, sqrt
+from math import factorial, log, pi, sqrt
 
 from scratchgen.core.arrays import namespace
 
@@ -31,18 +31,17 @@ def softplus(x):
 def expm1_minus(r):
     """e^r - 1 - r ≥ 0, to full relative accuracy.
 
-    `expm1(r) - r` loses all digits as r → 0, where the value is about r²/2; there its Taylor series
-    in nested form takes over.
+    `expm1(r) - r` loses all digits as r → 0, where the value is about r²/2; there the Taylor series
+    r² (1/2! + r/3! + r²/4! + ...) takes over.
     """
     xp = namespace(r)
-    series = 1.0 + 0.0 * r
-    for n in range(10, 2, -1):
+    series = (1.0 / factorial(8)) * r
+    for n in range(7, 2, -1):
+        series += 1.0 / factorial(n)
         series *= r
-        series *= 1.0 / n
-        series += 1.0
-    series *= r
-    series *= 0.5 * r
-    return xp.where(xp.abs(r) < 0.1, series, xp.expm1(r) - r)
+    series += 0.5
+    series *= r * r
+    return xp.where(xp.abs(r) < 0.03, series, xp.expm1(r) - r)
 
 
 def log1mexp(d):

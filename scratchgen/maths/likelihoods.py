@@ -119,7 +119,11 @@ class Levels:
         self.levels = levels
 
     def nll(self, x, h):
-        """x (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        """x (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh.
+
+        Raises:
+            TypeError: always; subclasses say what the distribution is.
+        """
         raise TypeError("Levels is abstract; use one of its subclasses")
 
     def log_probabilities(self, h):

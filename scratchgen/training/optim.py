@@ -125,7 +125,11 @@ class Ema:
 
 
 def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
-    """Scale the gradient down to Euclidean norm `limit` if it is longer; return its former norm."""
+    """Scale the gradient down to Euclidean norm `limit` if it is longer; return its former norm.
+
+    Raises:
+        ValueError: the limit is not positive.
+    """
     if not limit > 0.0:
         raise ValueError(f"the norm limit must be positive, got {limit}")
     g = params.grad

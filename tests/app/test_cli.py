@@ -1,0 +1,280 @@
+"""The command line end to end: what users type, what they get, and how it fails."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+from scratchgen.app import commands
+from scratchgen.app.cli import main
+from scratchgen.app.recipes import VaeConfig
+
+SMALL = ["--width", "16", "--latent", "3", "--batch-size", "32", "--seed", "5"]
+
+
+def shell(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "scratchgen", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small trained run, shared and only read (evaluate and sample add to it)."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert main(["train", "vae", "--steps", "60", *SMALL, "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence of a usage error."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("scratchgen")
+    return complaint
+
+
+def test_a_run_folder_holds_everything(run):
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert names >= {
+        "config.json",
+        "environment.json",
+        "metrics.csv",
+        "checkpoint.npz",
+        "figures/loss.png",
+        "figures/latent_grid.png",
+    }
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    assert config["model"] == "vae"
+    assert config["width"] == 16
+    environment = json.loads((run / "environment.json").read_text("utf-8"))
+    assert environment["packages"]["numpy"] == np.__version__
+    assert environment["active_twins"] == []
+
+
+def test_metrics_are_logged_in_named_units(run):
+    header, *rows = (run / "metrics.csv").read_text("utf-8").splitlines()
+    assert header == "step,reconstruction_nats,kl_nats,negative_elbo_nats,bits_per_dim"
+    assert len(rows) == 60
+    step, reconstruction, kl, total, bits = map(float, rows[-1].split(","))
+    assert step == 60
+    assert total == pytest.approx(reconstruction + kl)
+    assert bits == pytest.approx(total / (64 * np.log(2)))
+    first = float(rows[0].split(",")[3])
+    assert total < first - 20.0, "the model learns"
+
+
+def test_a_stopped_run_resumed_in_a_fresh_process_is_the_unbroken_run(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = ["train", "vae", "--steps", 40, *SMALL]
+    for arguments in (
+        [*options, "--out", whole],
+        [*options, "--out", broken, "--stop-at", 17],
+        ["train", "vae", "--resume", broken],
+    ):
+        done = shell(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    with np.load(whole / "checkpoint.npz") as a, np.load(broken / "checkpoint.npz") as b:
+        assert set(a.files) == set(b.files)
+        for name in a.files:
+            assert a[name].tobytes() == b[name].tobytes(), name
+    assert (whole / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes()
+
+
+def test_progress_says_where_and_how_far(tmp_path):
+    done = shell("train", "vae", "--steps", 20, *SMALL, "--stop-at", 10, cwd=tmp_path)
+    assert "training into runs/0001-vae-digits-s5" in done.stderr
+    assert "step 10/10" in done.stderr
+    assert "bits/dim" in done.stderr
+    assert "go on with: scratchgen train --resume runs/0001-vae-digits-s5" in done.stderr
+    again = shell("train", "vae", "--steps", 2, *SMALL, "--quiet", cwd=tmp_path)
+    assert again.stderr == ""
+    assert (tmp_path / "runs" / "0002-vae-digits-s5").is_dir()
+
+
+def test_evaluate_prints_numbers_that_add_up(run, capsys):
+    assert main(["evaluate", str(run), "--json", "--samples", "16"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == 360
+    assert -found["elbo_nats"] == pytest.approx(found["reconstruction_nats"] + found["kl_nats"])
+    assert found["bits_per_dim"] == pytest.approx(-found["elbo_nats"] / (64 * np.log(2)))
+    assert found["importance_weighted_bits_per_dim"] < found["bits_per_dim"]
+    assert found["bits_per_dim"] < found["baselines"]["uniform"]
+    assert 0 <= found["active_units"] <= 3
+    assert (run / "figures" / "reconstructions.png").is_file()
+    assert main(["evaluate", str(run), "--samples", "16"]) == 0
+    table = capsys.readouterr().out
+    assert f"{found['bits_per_dim']:.3f}" in table
+    assert "nats/example" in table
+    assert "mixture of 10" in table
+
+
+def test_a_collapsed_posterior_is_called_that(tmp_path, capsys):
+    folder = tmp_path / "collapsed"
+    options = ["--steps", "60", *SMALL, "--beta", "1000", "--ema", "0.5", "--quiet"]
+    assert main(["train", "vae", *options, "--out", str(folder)]) == 0
+    assert main(["evaluate", str(folder), "--samples", "2"]) == 0
+    said = capsys.readouterr()
+    assert "active latent dimensions: 0 of 3" in said.out
+    assert "the posterior has collapsed" in said.err
+
+
+def samples(run, capsys, *arguments):
+    assert main(["sample", str(run), *arguments]) == 0
+    assert capsys.readouterr().out.strip().endswith("samples.png")
+    with np.load(run / "samples.npz", allow_pickle=False) as archive:
+        return archive["x"]
+
+
+def test_sample_i_of_four_is_sample_i_of_seventy(run, capsys):
+    few = samples(run, capsys, "-n", "4", "--seed", "7")
+    many = samples(run, capsys, "-n", "70", "--seed", "7")
+    assert many.shape == (70, 8, 8, 1)
+    # one matrix product serves all rows of a batch, whose number may change the last bit
+    np.testing.assert_allclose(few, many[:4], rtol=1e-5, atol=1e-6)
+    assert np.abs(many).max() <= 1.0
+    other = samples(run, capsys, "-n", "4", "--seed", "8")
+    assert np.any(other != few)
+    still = samples(run, capsys, "-n", "4", "--temperature", "0")
+    np.testing.assert_allclose(still, np.repeat(still[:1], 4, axis=0), rtol=1e-6)
+
+
+def test_info_tells_versions_and_runs(run, capsys):
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"]["numpy"] == "cpu"
+    assert found["blas"], "the BLAS library and its threads are named"
+    assert main(["info", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["steps_done"], found["steps"], found["seed"]) == (60, 60, 5)
+    assert found["parameters"] == sum(int(np.prod(s)) for s in found["layout"].values())
+    assert main(["info", str(run)]) == 0
+    assert "encoder.layers.0.weight: [16, 64]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--batch-size", "-3"], "batch_size must be at least 1"),
+        (["--dropout", "1"], r"dropout must lie in \[0, 1\)"),
+        (["--learning-rate", "nan"], "learning_rate must be positive and finite"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--seed", "many"], "invalid int value"),
+        (["--data", "mnist"], "invalid choice: 'mnist'"),
+        (["--dtype", "float16"], "invalid choice"),
+        (["--stop-at", "0"], "--stop-at must lie between 1 and 3000"),
+        (["--stop-at", "3001"], "--stop-at must lie between 1 and 3000"),
+    ],
+)
+def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, flags, what):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        complaint = refused(capsys, "train", "vae", *flags)
+    assert re.search(what, complaint), complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_refusals(run, tmp_path, capsys):
+    assert "name a model" in refused(capsys, "train")
+    assert "not a run folder" in refused(capsys, "evaluate", tmp_path)
+    assert "new or an empty folder" in refused(capsys, "train", "vae", "--out", run)
+    assert "already taken all its 60 steps" in refused(capsys, "train", "--resume", run)
+    assert "leave out --out" in refused(capsys, "train", "--resume", run, "--out", tmp_path / "x")
+    complaint = refused(capsys, "train", "vae", "--resume", run, "--seed", 6)
+    assert "was started with seed 5, not 6" in complaint
+    assert "-n must be at least 1" in refused(capsys, "sample", run, "-n", 0)
+    assert "--temperature" in refused(capsys, "sample", run, "--temperature", "-1")
+    assert "--samples" in refused(capsys, "evaluate", run, "--samples", 0)
+    assert "--hold-out" in refused(capsys, "evaluate", run, "--part", "validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("config.json", b"{", "cannot be used"),
+        ("config.json", b'{"model": "gan"}', "must name a model"),
+        ("config.json", b'{"model": "vae", "steps": 3}', "exactly the options"),
+        ("checkpoint.npz", b"PK", "damaged"),
+        ("checkpoint.npz", None, "no checkpoint"),
+    ],
+)
+def test_damaged_runs_are_one_sentence(run, tmp_path, capsys, name, content, what):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    for command in (["evaluate", copy], ["sample", copy], ["train", "--resume", copy]):
+        assert what in refused(capsys, *command)
+
+
+def test_another_models_checkpoint_is_refused(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, "width": 17}), "utf-8")
+    assert "another model" in refused(capsys, "evaluate", copy)
+
+
+def test_cupy_without_a_gpu_is_exit_code_four(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "vae", "--backend", "cupy"]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'scratchgen[gpu]'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_three(tmp_path, capsys):
+    """A learning rate that no one should use; the sentence names step, term and place."""
+    out = tmp_path / "hot"
+    with np.errstate(all="ignore"):
+        code = main(
+            ["train", "vae", *SMALL, "--learning-rate", "1e30", "--quiet", "--out", str(out)]
+        )
+    assert code == 3
+    assert "the loss term" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_float64_runs_stay_float64(tmp_path):
+    out = tmp_path / "double"
+    flags = ["--dtype", "float64", "--likelihood", "normal", "--steps", "3", "--depth", "0"]
+    assert main(["train", "vae", *flags, *SMALL, "--quiet", "--out", str(out)]) == 0
+    with np.load(out / "checkpoint.npz") as archive:
+        for name in ("theta", "ema/average", "optimiser/m"):
+            assert archive[name].dtype == np.float64
+
+
+def test_a_held_out_part_can_be_measured(tmp_path, capsys):
+    out = tmp_path / "held"
+    flags = ["--hold-out", "--likelihood", "categorical", "--steps", "5", *SMALL, "--quiet"]
+    assert main(["train", "vae", *flags, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--part", "validation", "--samples", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 137
+
+
+def test_the_demo_goes_the_whole_way(tmp_path, monkeypatch, capsys):
+    """With fewer steps than a user gets; the full demo is run by the project's gate."""
+    short = partial(VaeConfig, steps=50, width=16)
+    monkeypatch.setattr(commands, "VaeConfig", short)
+    assert main(["demo", "--out", str(tmp_path / "d")]) == 0
+    said = capsys.readouterr()
+    figures = [line for line in said.out.splitlines() if line.endswith(".png")]
+    assert len(figures) == 4
+    assert all((tmp_path / "d" / "vae" / "figures" / f.rsplit("/")[-1]).is_file() for f in figures)
+    assert "bits/dim" in said.out

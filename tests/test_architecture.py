@@ -1,0 +1,118 @@
+"""The house: imports point down, docstrings say what they must, nothing is too slow to import."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scratchgen
+
+PACKAGE = Path(scratchgen.__file__).parent
+PATHS = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in PATHS}
+every_file = pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+def floors() -> dict[str, int]:
+    """Room -> height, from the contract in setup.cfg that import-linter enforces too."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
+    lines = setup["importlinter:contract:floors"]["layers"].split("\n")
+    stack = [line.split("|") for line in lines if line.strip()]
+    return {room.strip(): -i for i, rooms in enumerate(stack) for room in rooms}
+
+
+def imported(tree) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@every_file
+def test_imports_point_down_and_never_sideways(path):
+    height, room = floors(), path.relative_to(PACKAGE).parts[0]
+    if room not in height:
+        assert room in ("__init__.py", "__main__.py")
+        return
+    for name in imported(TREES[path]):
+        package, _, rest = name.partition(".")
+        there = rest.split(".")[0]
+        if package == "scratchgen" and there != room:
+            assert height[there] < height[room], f"{room} imports {name}"
+
+
+@every_file
+def test_library_code_validates_without_assert(path):
+    allowed = path.parent.name == "testing"  # their very business
+    asserts = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Assert)]
+    assert allowed or not asserts
+
+
+def public(tree, prefix=""):
+    for node in tree.body:
+        if any(ast.unparse(d).endswith(".setter") for d in getattr(node, "decorator_list", ())):
+            continue  # its getter says what it is
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node, f"{node.name}.")
+
+
+def raises(node) -> bool:
+    """Whether the body itself raises, not counting functions inside."""
+    inner = {
+        sub
+        for child in ast.walk(node)
+        if isinstance(child, ast.FunctionDef) and child is not node
+        for sub in ast.walk(child)
+    }
+    return any(
+        isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call) and child not in inner
+        for child in ast.walk(node)
+    )
+
+
+@every_file
+def test_public_names_have_docstrings_with_the_sections_they_need(path):
+    assert ast.get_docstring(TREES[path]), "every file says what it is"
+    for name, node in public(TREES[path]):
+        text = ast.get_docstring(node)
+        assert text, f"{name} has no docstring"
+        first = text.splitlines()[0]
+        assert len(first) <= 100
+        sections = [line.strip() for line in text.splitlines()]
+        if isinstance(node, ast.FunctionDef) and raises(node) and path.parent.name != "app":
+            assert "Raises:" in sections, name
+        if "Args:" in sections and "Returns:" in sections:
+            assert sections.index("Args:") < sections.index("Returns:")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PATHS if p.parent.name in ("maths", "models")], ids=lambda p: p.stem
+)
+def test_maths_and_models_name_their_sources(path):
+    for name, node in public(TREES[path]):
+        text = ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef) and "Returns:" in text:
+            assert "Source:" in text, f"{name} returns a formula but names no source"
+
+
+def test_importing_costs_little_more_than_numpy():
+    """The median of nine fresh processes each, taken in turn."""
+
+    clock = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+    def seconds(modules):
+        command = [sys.executable, "-c", clock.format(modules)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    pairs = [(seconds("numpy"), seconds("numpy, scratchgen")) for _ in range(9)]
+    extra = sorted(b for _, b in pairs)[4] - sorted(a for a, _ in pairs)[4]
+    assert extra < 0.060
