@@ -238,7 +238,7 @@ def print_evaluation(result: dict) -> None:
     print(f"{result['examples']} {result['part']} examples, {dims} dimensions of 17 levels")
     print(f"{'':24}{'nats/example':>13}{'bits/dim':>10}")
     for name, nats, note in rows:
-        print(f"{name:24}{nats:13.2f}{bits_per_dim(nats, dims):10.3f} {note}")
+        print(f"{name:24}{nats:13.2f}{bits_per_dim(nats, dims):10.3f} {note}".rstrip())
     name = f"importance-weighted, {result['importance_samples']}"
     tight = result["importance_weighted_bits_per_dim"]
     note = f"± {result['importance_weighted_bits_per_dim_standard_error']:.3f}"
