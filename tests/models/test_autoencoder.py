@@ -1,0 +1,83 @@
+"""models/autoencoder.py: gradients, and the linear case against principal components."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from scratchgen.core.streams import Stream
+from scratchgen.layers.activations import sigmoid
+from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
+from scratchgen.models.autoencoder import Autoencoder, principal_components
+from scratchgen.nets.mlp import mlp
+from scratchgen.testing import oracle
+from scratchgen.testing.strategies import seeds, sizes
+from scratchgen.training.optim import Adam, warmup_cosine
+from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+
+
+def correlated(n=200, d=5, seed=0):
+    return normals(seed, n, d) @ normals(seed + 1, d, d) + normals(seed + 2, d)
+
+
+def trained_linear(x, k, steps=4000):
+    d = x.shape[1]
+    model = Autoencoder(Linear(d, k), Linear(k, d))
+    params = bound(model)
+    adam = Adam(params, warmup_cosine(0.03, steps))
+    for _ in range(steps):
+        (loss,), pullback = model.loss(x)
+        pullback(np.full(len(x), 1.0 / len(x)))
+        adam.step()
+    return model, float(loss.mean())
+
+
+@pytest.mark.equation("NET-1")
+@given(seeds(), sizes(), sizes(3))
+def test_gradients(seed, n, k):
+    net = Autoencoder(
+        Sequential(Linear(4, k, reads_data=True), sigmoid), mlp([k, 5, 4], dropout=0.3)
+    )
+    params, x = bound(net, seed), normals(seed, n, 4)
+    oracle.check_gradient(params, net.loss, x)
+    oracle.check_gradient(params, lambda v: net.loss(v, Stream(seed, NUMPY)), x)
+    oracle.check_accumulation(params, net.loss, x)
+    gap = net.reconstruct(x) - x
+    np.testing.assert_allclose(net.loss(x)[0][0], (gap**2).sum(axis=-1), rtol=1e-12)
+
+
+@pytest.mark.equation("NET-2")
+@pytest.mark.equation("NET-1")
+def test_a_linear_autoencoder_finds_the_principal_subspace():
+    x = correlated()
+    _, eigenvalues, vectors = principal_components(x)
+    for k in (1, 2, 5):
+        model, loss = trained_linear(x, k)
+        assert loss == pytest.approx(eigenvalues[k:].sum(), abs=1e-4 * eigenvalues.sum())
+        span, _ = np.linalg.qr(model.decoder.weight.read().value)
+        cosines = np.linalg.svd(span.T @ vectors[:, :k], compute_uv=False)
+        np.testing.assert_allclose(cosines, 1.0, atol=1e-3)
+
+
+@pytest.mark.equation("NET-2")
+@given(seeds())
+def test_principal_components_diagonalise_the_covariance(seed):
+    x = correlated(30, 4, seed)
+    mean, values, vectors = principal_components(x)
+    scores = (x - mean) @ vectors
+    np.testing.assert_allclose(scores.T @ scores / 30, np.diag(values), atol=1e-10 * values[0])
+    assert np.all(np.diff(values) <= 0.0)
+
+
+@on_every_backend
+def test_every_backend_agrees(born):
+    x, found = normals(0, 6, 4), []
+    for made in (born, NUMPY):
+        model = Autoencoder(mlp([4, 5, 2], reads_data=True), mlp([2, 5, 4]))
+        params = bound(model, born=made)
+        (loss,), pullback = model.loss(made.asarray(x))
+        pullback(loss)
+        _, values, vectors = principal_components(made.asarray(x))
+        found.append([loss, params.grad, model.reconstruct(made.asarray(x)), values, vectors**2])
+    for got, want in zip(*found, strict=True):
+        oracle.assert_close(host(got), want, 50 * tolerance(born), "value")
