@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from scratchgen.app import commands
-from scratchgen.app.recipes import CONFIGS
+from scratchgen.app.recipes import RECIPES
 from scratchgen.core.arrays import BackendUnavailable
 from scratchgen.core.version import __version__
 from scratchgen.training.fit import NonFiniteLoss
@@ -71,10 +71,10 @@ def _add_training(train: argparse.ArgumentParser) -> None:
     common.add_argument("--quiet", action="store_true", help="print nothing but errors")
     for action in common._actions:
         train._add_action(action)
-    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(CONFIGS))
-    for name, config in CONFIGS.items():
+    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
+    for name, recipe in RECIPES.items():
         model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
-        for option in fields(config):
+        for option in fields(recipe.config_type):
             flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"]
             if option.type is bool:
                 model.add_argument(flag, action="store_true", help=text)
@@ -89,15 +89,16 @@ def _train(given: argparse.Namespace) -> None:
     stop_at, quiet = values.get("stop_at"), values.get("quiet", False)
     model, out, resumed = values["model"], values.get("out"), values.get("resume")
     if model is None and resumed is None:
-        raise ValueError(f"name a model to train ({', '.join(CONFIGS)}), or use --resume RUN")
-    names = {option.name for option in fields(CONFIGS[model])} if model else set()
+        raise ValueError(f"name a model to train ({', '.join(RECIPES)}), or use --resume RUN")
+    names = {option.name for option in fields(RECIPES[model].config_type)} if model else set()
     chosen = {name: value for name, value in values.items() if name in names}
-    if resumed is None:
-        commands.train(model, CONFIGS[model](**chosen), out, stop_at, quiet)
+    if resumed is not None:
+        if out is not None:
+            raise ValueError("--resume continues in the run's own folder; leave out --out")
+        commands.resume(resumed, stop_at, quiet, {"model": model, **chosen} if model else None)
         return
-    if out is not None:
-        raise ValueError("--resume continues in the run's own folder; leave out --out")
-    commands.resume(resumed, stop_at, quiet, model, chosen)
+    recipe = RECIPES[model]
+    commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet)
 
 
 def _run(given: argparse.Namespace) -> None:

@@ -5,34 +5,35 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.training.checkpoint import whole_file
 
-INK = "#1f4e79"
-ACCENTS = ("#c55a11", "#2e7d32", "#6a1b9a", "#777777")
+MOST_TILES = 400
+COLOURS = ("#1f4e79", "#c55a11", "#2e7d32", "#6a1b9a", "#777777")
 
 
-def loss_curve(path: Path, history: dict, dims: int, lines: dict[str, float]) -> None:
-    """The logged terms over the steps, in bits per dimension, with labelled levels to compare with.
+def loss_curves(
+    path: Path,
+    steps: list[float],
+    curves: dict[str, np.ndarray],
+    unit: str,
+    lines: dict[str, float],
+) -> None:
+    """Curves over the training steps, with labelled levels to compare with.
 
     Args:
         path: the .png to write.
-        history: "step" and terms in nats per example, as Fit keeps them.
-        dims: D.
-        lines: label -> bits per dimension, drawn as horizontal lines.
+        steps: where the rows were logged.
+        curves: label -> values; the first is the one that matters.
+        unit: of all values.
+        lines: label -> value, drawn as horizontal lines.
     """
     figure, axes = _figure(7.0, 4.2)
-    steps = history["step"]
-    terms = {name: np.asarray(v) for name, v in history.items() if name != "step"}
-    total = bits_per_dim(sum(terms.values()), dims)
-    axes.plot(steps, total, color=INK, linewidth=2, label="-ELBO on training batches")
-    for (name, nats), color in zip(terms.items(), ACCENTS, strict=False):
-        label = "KL" if name == "kl" else name
-        axes.plot(steps, bits_per_dim(nats, dims), color=color, linewidth=1, label=label)
+    for i, (label, values) in enumerate(curves.items()):
+        axes.plot(steps, values, color=COLOURS[i], linewidth=1 if i else 2, label=label)
     for label, level in lines.items():
         axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
         axes.annotate(
-            f"without a model: {label} {level:.2f}",
+            f"{label} {level:.3g}",
             (1.0, level),
             xycoords=("axes fraction", "data"),
             xytext=(-4, 2),
@@ -41,9 +42,10 @@ def loss_curve(path: Path, history: dict, dims: int, lines: dict[str, float]) ->
             fontsize=8,
             color="#555555",
         )
+    main = next(iter(curves.values()))
     axes.set_xlabel("training step")
-    axes.set_ylabel("bits per dimension")
-    axes.set_ylim(0.0, max(lines.values(), default=float(total.min())) * 1.25)
+    axes.set_ylabel(unit)
+    axes.set_ylim(0.0, 1.25 * max([*lines.values(), float(np.median(main))]))
     axes.set_xlim(0, steps[-1])
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.2))
     _save(figure, path)

@@ -15,11 +15,10 @@ from importlib import metadata
 from io import StringIO
 from pathlib import Path
 
-from scratchgen.app import recipes
+from scratchgen.app.recipes import Recipe, recipe_from_json
 from scratchgen.core import twins
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend
 from scratchgen.core.version import __version__
-from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.training import checkpoint
 
 
@@ -57,21 +56,23 @@ def write_json(path: Path, values) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def write_metrics(path: Path, history: dict[str, list[float]], dims: int) -> None:
-    """The logged terms as CSV: step, each term in nats per example, and -ELBO in both units."""
-    terms = [name for name in history if name != "step"]
+def write_metrics(path: Path, recipe: Recipe) -> None:
+    """What was logged, as CSV: the step and the recipe's columns, whose names hold their units."""
+    history = recipe.fit.history
+    count = len(history.get("step", []))
+    rows = [{name: values[i] for name, values in history.items()} for i in range(count)]
     text = StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["step", *(f"{t}_nats" for t in terms), "negative_elbo_nats", "bits_per_dim"])
-    for i, step in enumerate(history.get("step", [])):
-        nats = [history[t][i] for t in terms]
-        row = [*nats, sum(nats), bits_per_dim(sum(nats), dims)]
-        table.writerow([int(step), *(repr(float(v)) for v in row)])
+    for i, row in enumerate(rows):
+        columns = recipe.columns(row)
+        if i == 0:
+            table.writerow(["step", *columns])
+        table.writerow([int(row["step"]), *(repr(float(v)) for v in columns.values())])
     write_text(path, text.getvalue())
 
 
-def read_config(run: Path) -> tuple[str, recipes.VaeConfig]:
-    """The model and configuration of a run folder.
+def read_recipe(run: Path) -> Recipe:
+    """The recipe of a run folder, untrained.
 
     Raises:
         RunError: the folder has no readable config.json.
@@ -80,7 +81,7 @@ def read_config(run: Path) -> tuple[str, recipes.VaeConfig]:
     if not path.is_file():
         raise RunError(f"{run} is not a run folder: it has no config.json")
     try:
-        return recipes.config_from_json(json.loads(path.read_text(encoding="utf-8")))
+        return recipe_from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
 

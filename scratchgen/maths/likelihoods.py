@@ -5,6 +5,7 @@ Each has the same four doors: `width`, how many numbers the network gives per da
 `width` groups, each as wide as the last axis of x. x is data and has no cotangent.
 """
 
+from abc import ABC, abstractmethod
 from math import log
 
 from scratchgen.core.arrays import namespace
@@ -101,7 +102,7 @@ class Normal:
         return mean + namespace(h).exp(0.5 * logvar) * stream.normal(mean.shape)
 
 
-class Levels:
+class Levels(ABC):
     """A distribution on the K bin centres of [-1, 1]; subclasses say which, by their `nll`.
 
     Args:
@@ -118,13 +119,9 @@ class Levels:
             raise ValueError(f"a discretised likelihood needs at least 2 levels, got {levels}")
         self.levels = levels
 
+    @abstractmethod
     def nll(self, x, h):
-        """x (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh.
-
-        Raises:
-            TypeError: always; subclasses say what the distribution is.
-        """
-        raise TypeError("Levels is abstract; use one of its subclasses")
+        """x (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
 
     def log_probabilities(self, h):
         """h (N, ..., width·C) -> log P of each level, (N, ..., C, K)."""

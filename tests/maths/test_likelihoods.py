@@ -127,4 +127,4 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="at least 2 levels, got 1"):
         lk.DiscretisedLogistic(1)
     with pytest.raises(TypeError, match="abstract"):
-        lk.Levels(3).nll(None, None)
+        lk.Levels(3)

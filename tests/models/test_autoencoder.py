@@ -13,6 +13,7 @@ from scratchgen.nets.mlp import mlp
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 from scratchgen.training.optim import Adam, warmup_cosine
+
 from support import NUMPY, bound, host, normals, on_every_backend, tolerance
 
 

@@ -1,0 +1,136 @@
+"""`train autoencoder`: deterministic autoencoders, from one linear layer to deep nets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.app import plots
+from scratchgen.app.recipes.base import Config, Recipe, option
+from scratchgen.core.arrays import to_host
+from scratchgen.data.digits import Digits
+from scratchgen.layers.activations import sigmoid
+from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
+from scratchgen.metrics.likelihood import mean_and_error
+from scratchgen.models.autoencoder import Autoencoder, principal_components
+from scratchgen.nets.mlp import mlp
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """The options of an autoencoder run.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    net: str = option(
+        "deep",
+        "linear (principal components), sigmoid (one squashed layer) or deep (width and depth)",
+        ("linear", "sigmoid", "deep"),
+    )
+    dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep net")
+
+
+class AutoencoderRecipe(Recipe):
+    """A configured autoencoder."""
+
+    name, config_type = "autoencoder", AutoencoderConfig
+    config: AutoencoderConfig
+    model: Autoencoder
+
+    def build(self) -> Autoencoder:
+        """The nets in the order of their history: linear, linear + sigmoid, deep."""
+        config, dims = self.config, self.dims
+        if config.net == "deep":
+            hidden = [config.width] * config.depth
+            return Autoencoder(
+                mlp([dims, *hidden, config.latent], dropout=config.dropout, reads_data=True),
+                mlp([config.latent, *hidden, dims], dropout=config.dropout),
+            )
+        encoder: list = [Linear(dims, config.latent, reads_data=True)]
+        if config.net == "sigmoid":
+            encoder.append(sigmoid)
+        return Autoencoder(Sequential(*encoder), Linear(config.latent, dims))
+
+    def loss(self, step: int, rows: slice) -> dict:
+        """The summed squared error of each example."""
+        x, noise = self.batch(step, rows)
+        (squared_error,), pullback = self.model.loss(x, noise)
+        pullback(0.0 * squared_error + 1.0 / self.config.batch_size)
+        return {"squared_error": squared_error}
+
+    def columns(self, row: dict[str, float]) -> dict[str, float]:
+        """The squared error per example and per pixel, pixels scaled to [-1, 1]."""
+        total = row["squared_error"]
+        return {"squared_error_per_example": total, "squared_error_per_dim": total / self.dims}
+
+    def describe(self, row: dict[str, float]) -> str:
+        """The squared error per pixel."""
+        return f"squared error per pixel {row['squared_error'] / self.dims:.5f}"
+
+    def training_figures(self, folder: Path) -> None:
+        """The loss curve beside the principal components' error on the training part."""
+        if self.fit.history:
+            per_pixel = np.asarray(self.fit.history["squared_error"]) / self.dims
+            lines = {
+                name: error
+                for name, error in self._baselines(self.fitted).items()
+                if name != "mean image"
+            }
+            plots.loss_curves(
+                folder / "figures" / "loss.png",
+                self.fit.history["step"],
+                {"training batches": per_pixel},
+                "squared error per pixel, pixels in [-1, 1]",
+                lines,
+            )
+
+    def evaluate(self, part: Digits, samples: int) -> dict:
+        """The squared error per pixel, beside that of as many principal components."""
+        (squared_error,), _ = self.model.loss(self.flat(part))
+        per_pixel = to_host(squared_error).astype(np.float64) / self.dims
+        mean, error = mean_and_error(per_pixel)
+        return {
+            "squared_error_per_dim": mean,
+            "squared_error_per_dim_standard_error": error,
+            "latent_dimensions": self.config.latent,
+            "baselines": self._baselines(part),
+        }
+
+    @staticmethod
+    def report(result: dict) -> list[str]:
+        """One table; pixels are scaled to [-1, 1]."""
+        lines = [f"{'':28}squared error per pixel, pixels in [-1, 1]"]
+        error = result["squared_error_per_dim_standard_error"]
+        lines.append(f"{'autoencoder':28}{result['squared_error_per_dim']:.5f} ± {error:.5f}")
+        for name, value in result["baselines"].items():
+            lines.append(f"{name:28}{value:.5f}")
+        return lines
+
+    def reconstruct(self, x):
+        """x̂."""
+        return self.model.reconstruct(x)
+
+    def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
+        """There is nothing to draw a code from.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "an autoencoder has no distribution on its codes, so there is nothing to sample from; "
+            "train a vae"
+        )
+
+    def _baselines(self, part: Digits) -> dict[str, float]:
+        """Errors of the mean image and of K principal components, both of the training images."""
+        mean, _, axes = principal_components(self.fitted.x.reshape(len(self.fitted), -1))
+        k = min(self.config.latent, self.dims)
+        gap = part.x.reshape(len(part), -1) - mean
+        rest = gap - gap @ axes[:, :k] @ axes[:, :k].T
+        return {
+            f"{k} principal components": float(np.mean(rest**2)),
+            "mean image": float(np.mean(gap**2)),
+        }

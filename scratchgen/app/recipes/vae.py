@@ -1,0 +1,183 @@
+"""`train vae`: a VAE of fully connected nets over the grey levels of small images."""
+
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from scratchgen.app import plots
+from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
+from scratchgen.core.arrays import to_host
+from scratchgen.core.streams import Stream
+from scratchgen.data.digits import Digits
+from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal
+from scratchgen.metrics.baselines import baselines
+from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
+from scratchgen.models.vae import Vae, active_units
+from scratchgen.nets.mlp import mlp
+
+LIKELIHOODS = {
+    "logistic": DiscretisedLogistic,
+    "normal": DiscretisedNormal,
+    "categorical": Categorical,
+}
+
+
+@dataclass(frozen=True)
+class VaeConfig(Config):
+    """The options of a VAE run.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    likelihood: str = option("logistic", "p(x | z) on the grey levels", tuple(LIKELIHOODS))
+    beta: float = option(1.0, "weight of the KL in training; what is reported is always -ELBO")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "beta")
+
+
+class VaeRecipe(Recipe):
+    """A configured VAE."""
+
+    name, config_type = "vae", VaeConfig
+    config: VaeConfig
+    model: Vae
+
+    def build(self) -> Vae:
+        """Two MLPs and a likelihood."""
+        config, likelihood = self.config, LIKELIHOODS[self.config.likelihood](self.fitted.levels)
+        hidden = [config.width] * config.depth
+        return Vae(
+            mlp([self.dims, *hidden, 2 * config.latent], dropout=config.dropout, reads_data=True),
+            mlp([config.latent, *hidden, self.dims * likelihood.width], dropout=config.dropout),
+            likelihood,
+        )
+
+    def loss(self, step: int, rows: slice) -> dict:
+        """One sample of z per example; the KL weighted by beta in the gradient only."""
+        x, noise = self.batch(step, rows)
+        eps = noise.at("eps").normal((x.shape[0], self.config.latent))
+        (reconstruction, kl), pullback = self.model.loss(x, eps[None, ...], noise)
+        share = 0.0 * kl + 1.0 / self.config.batch_size
+        pullback(share, self.config.beta * share)
+        return {"reconstruction": reconstruction, "kl": kl}
+
+    def columns(self, row: dict[str, float]) -> dict[str, float]:
+        """Each term and -ELBO in nats per example, and -ELBO in bits per dimension."""
+        total = row["reconstruction"] + row["kl"]
+        terms = {f"{name}_nats": value for name, value in row.items() if name != "step"}
+        return {
+            **terms,
+            "negative_elbo_nats": total,
+            "bits_per_dim": bits_per_dim(total, self.dims),
+        }
+
+    def describe(self, row: dict[str, float]) -> str:
+        """-ELBO in both units, and the rate."""
+        found = self.columns(row)
+        nats, bits = found["negative_elbo_nats"], found["bits_per_dim"]
+        return f"-ELBO {nats:.2f} nats {bits:.3f} bits/dim, KL {row['kl']:.2f}"
+
+    def training_figures(self, folder: Path) -> None:
+        """The loss curve with model-free levels beside it, and the latent grid."""
+        if self.fit.history:
+            levels = baselines(
+                self.part("fit").codes, self.part("validation").codes, self.fitted.levels
+            )
+            shown = ("independent pixels", "mixture of 10")
+            lines = {f"without a model: {name}": levels[name] for name in shown}
+            history = self.fit.history
+            curves = {
+                label: bits_per_dim(np.asarray(nats), self.dims)
+                for label, nats in (
+                    ("-ELBO on training batches", np.add(history["reconstruction"], history["kl"])),
+                    ("reconstruction", history["reconstruction"]),
+                    ("KL", history["kl"]),
+                )
+            }
+            path = folder / "figures" / "loss.png"
+            plots.loss_curves(path, history["step"], curves, "bits per dimension", lines)
+        with self.ema.applied():
+            self._latent_grid(folder / "figures" / "latent_grid.png")
+
+    def evaluate(self, part: Digits, samples: int) -> dict:
+        """The bounds with their standard errors, active units, and model-free baselines."""
+        stream = Stream(0, self.born).at("evaluate")
+        found = vae_bounds(self.model, self.flat(part), stream, self.config.latent, samples)
+        mean, error = mean_and_error(found["reconstruction"] + found["kl"])
+        tight = mean_and_error(found["importance_weighted"])
+        return {
+            "bits_per_dim": bits_per_dim(mean, self.dims),
+            "bits_per_dim_standard_error": bits_per_dim(error, self.dims),
+            "elbo_nats": -mean,
+            "reconstruction_nats": float(found["reconstruction"].mean()),
+            "kl_nats": float(found["kl"].mean()),
+            "importance_samples": samples,
+            "importance_weighted_bits_per_dim": bits_per_dim(tight[0], self.dims),
+            "importance_weighted_bits_per_dim_standard_error": bits_per_dim(tight[1], self.dims),
+            "latent_dimensions": self.config.latent,
+            "active_units": active_units(found["kl_per_dimension"]),
+            "baselines": baselines(self.fitted.codes, part.codes, self.fitted.levels),
+        }
+
+    @staticmethod
+    def report(result: dict) -> list[str]:
+        """One table, every unit named."""
+        tight = result["importance_weighted_bits_per_dim"]
+        rows = [
+            ("reconstruction", result["reconstruction_nats"], ""),
+            ("KL(q(z|x) ‖ p(z))", result["kl_nats"], ""),
+            ("-ELBO", -result["elbo_nats"], result["bits_per_dim_standard_error"]),
+            (
+                f"importance-weighted, {result['importance_samples']}",
+                tight * result["dims"] * log(2.0),
+                result["importance_weighted_bits_per_dim_standard_error"],
+            ),
+        ]
+        lines = [f"{'':24}{'nats/example':>13}{'bits/dim':>10}"]
+        for name, nats, error in rows:
+            note = f" ± {error:.3f}" if error else ""
+            lines.append(f"{name:24}{nats:13.2f}{bits_per_dim(nats, result['dims']):10.3f}{note}")
+        lines.append("without a model:")
+        for name, bits in sorted(result["baselines"].items(), key=lambda pair: pair[1]):
+            lines.append(f"  {name:35}{bits:10.3f}")
+        active, latent = result["active_units"], result["latent_dimensions"]
+        lines.append(f"active latent dimensions: {active} of {latent} (KL above 0.01 nats)")
+        if active == 0:
+            lines.append(
+                "warning: the posterior has collapsed: q(z|x) = p(z), so x does not depend on z"
+            )
+        return lines
+
+    def reconstruct(self, x):
+        """The decoder's mean at the mean of q(z | x)."""
+        return self.model.reconstruct(x)
+
+    def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
+        """The decoder's mean at n draws of z, whose spread is the temperature."""
+        stream = Stream(seed, self.born).at("sample")
+        parts = []
+        for start in range(0, n, 64):
+            eps = stream.from_row(start).normal((min(64, n - start), self.config.latent))
+            parts.append(self.images(self.model.sample(eps, temperature)))
+        return np.concatenate(parts)
+
+    def _latent_grid(self, path: Path, n: int = 15) -> None:
+        """Decode (Φ⁻¹(u_j), Φ⁻¹(u_i)) in the two dimensions of largest KL; the rest of z is 0."""
+        latent = self.config.latent
+        rates = to_host(self.model.kl_per_dimension(self.flat(self.fitted))).mean(axis=0)
+        order = np.argsort(-rates)
+        across, down = order[0], order[min(1, latent - 1)]
+        u = [(i + 0.5) / n for i in range(n)]
+        quantiles = [NormalDist().inv_cdf(p) for p in u]
+        z = np.zeros((n * n, latent))
+        z[:, down] = np.repeat(quantiles, n)
+        z[:, across] = np.tile(quantiles, n)
+        images = self.images(self.model.decode(self.born.asarray(z)))
+        plots.latent_grid(path, images, u, (f"z{across}", f"z{down}"))
