@@ -200,6 +200,22 @@ class FlatParameters:
         """Name -> shape, in the order of the vector: what a checkpoint must match."""
         return {name: list(parameter.shape) for name, parameter in self.table.items()}
 
+    def copy_from(self, other: "FlatParameters", prefix: str, other_prefix: str) -> None:
+        """Overwrite the parameters named prefix... with those named other_prefix... of another.
+
+        Raises:
+            ValueError: no name begins with the prefix, or the other has no such name or shape.
+        """
+        names = [name for name in self.table if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"no parameter's name begins with {prefix!r}")
+        for name in names:
+            source = other.table.get(other_prefix + name.removeprefix(prefix))
+            if source is None or source.shape != self.table[name].shape:
+                raise ValueError(f"there is nothing of the same name and shape to copy {name} from")
+            self._theta[self.table[name].window] = other.theta[source.window]
+        self.changed()
+
     def first_nonfinite(self) -> str | None:
         """The name of the first parameter that holds a value that is not finite, or None."""
         xp = namespace(self.theta)

@@ -1,5 +1,6 @@
 """`train vae`: a VAE of fully connected nets over the grey levels of small images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -13,13 +14,13 @@ from scratchgen.core.arrays import to_host
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import Digits
 from scratchgen.maths.bounds import bits_per_dim
-from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal
+from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
 from scratchgen.metrics.baselines import baselines
 from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
 from scratchgen.models.vae import Vae, active_units
 from scratchgen.nets.mlp import mlp
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, Callable[[int], Levels]] = {
     "logistic": DiscretisedLogistic,
     "normal": DiscretisedNormal,
     "categorical": Categorical,

@@ -1,0 +1,50 @@
+"""A classifier on top of features: what an encoder has learned, measured by labels."""
+
+from scratchgen.core.arrays import namespace
+from scratchgen.core.module import Module, run
+from scratchgen.maths.distributions import categorical_nll
+
+
+class Classifier(Module):
+    """p(label | x) = softmax(head(trunk(x))).
+
+    Args:
+        trunk: net from x to features (N, F), such as a pretrained encoder's first layers.
+        head: net from features to logits (N, classes).
+        frozen_trunk: leave the trunk's parameters as they are; only the head learns.
+
+    Source: NET-3
+    """
+
+    def __init__(self, trunk, head, frozen_trunk: bool = False):
+        self.trunk, self.head, self.frozen_trunk = trunk, head, frozen_trunk
+
+    def loss(self, x, labels, stream=None):
+        """-log p(label | x), the softmax loss.
+
+        Args:
+            x: (N, ...), data.
+            labels: (N,), int64 in 0..classes-1.
+            stream: noise for nets that drop out; None evaluates without.
+
+        Returns:
+            terms: (nll,), (N,) in nats.
+            pullback: (d_nll,), (N,) -> None; adds the gradients of whatever is not frozen.
+
+        Source: NET-3
+        """
+        features, trunk_pullback = run(self.trunk, x, stream, "trunk")
+        logits, head_pullback = run(self.head, features, stream, "head")
+        nll, nll_pullback = categorical_nll(labels, logits)
+
+        def pullback(d_nll):
+            d_features = head_pullback(nll_pullback(d_nll))
+            if not self.frozen_trunk:
+                trunk_pullback(d_features)
+
+        return (nll,), pullback
+
+    def predict(self, x):
+        """The most probable label: x (N, ...) -> (N,) int64."""
+        logits = self.head(self.trunk(x)[0])[0]
+        return namespace(logits).argmax(logits, axis=-1)
