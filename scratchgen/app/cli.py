@@ -9,21 +9,39 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
-from scratchgen.app import commands
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from scratchgen.app import commands, reproduce
 from scratchgen.app.recipes import RECIPES
 from scratchgen.core.arrays import BackendUnavailable
 from scratchgen.core.version import __version__
-from scratchgen.training.fit import NonFiniteLoss
+from scratchgen.training.fit import NotFinite
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a usage error is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong and where the options are listed; exit 2."""
+        self.exit(2, f"scratchgen: {message}; see: {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="scratchgen", description="Deep generative models from scratch."
-    )
+    top = Parser(prog="scratchgen", description="Deep generative models from scratch.")
     top.add_argument("--version", action="version", version=f"scratchgen {__version__}")
+    top.add_argument(
+        "--blas-threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads of matrix products (default: 1, which is safe beside other programs)",
+    )
     doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = doors.add_parser("demo", help="train a VAE on real digits, measure it, draw from it")
@@ -60,11 +78,22 @@ def parser() -> argparse.ArgumentParser:
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
     info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+
+    again = doors.add_parser("reproduce", help="remake a published result and compare")
+    again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
+    again.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    again.add_argument("--json", action="store_true", help="print one JSON object")
+    again.add_argument(
+        "--record", type=Path, metavar="DIR", help="run all seeds and write DIR/NAME.json instead"
+    )
+    again.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
+    )
     return top
 
 
 def _add_training(train: argparse.ArgumentParser) -> None:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
     common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
     common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
@@ -101,7 +130,22 @@ def _train(given: argparse.Namespace) -> None:
     commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet)
 
 
-def _run(given: argparse.Namespace) -> None:
+def _reproduce(given: argparse.Namespace) -> int:
+    if given.readme is not None:
+        reproduce.write_readme(given.readme)
+    elif given.name is None:
+        for name in reproduce.EXPERIMENTS:
+            print(f"{name:20}{reproduce.recorded(name)['what']}")
+    elif given.record is not None:
+        reproduce.record(given.name, given.record)
+    else:
+        result = reproduce.reproduce(given.name, given.seed)
+        _print(given.json, result, reproduce.print_reproduction)
+        return 0 if result["holds"] else 1
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
     if given.command == "demo":
         commands.demo(given.out, given.seed)
     elif given.command == "train":
@@ -110,39 +154,50 @@ def _run(given: argparse.Namespace) -> None:
         print(commands.sample(given.run, given.n, given.seed, given.temperature))
     elif given.command == "evaluate":
         result = commands.evaluate(given.run, given.part, given.samples)
-        if given.json:
-            print(json.dumps(result, indent=2))
-        else:
-            commands.print_evaluation(result)
+        _print(given.json, result, commands.print_evaluation)
     elif given.command == "info":
-        values = commands.info(given.run)
-        if given.json:
-            print(json.dumps(values, indent=2))
-        else:
-            commands.print_info(values)
+        _print(given.json, commands.info(given.run), commands.print_info)
+    elif given.command == "reproduce":
+        return _reproduce(given)
+    return 0
+
+
+def _print(as_json: bool, result: dict, for_people) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        for_people(result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     given = parser().parse_args(arguments)
     try:
-        _run(given)
+        if given.blas_threads < 1:
+            raise ValueError(f"--blas-threads must be at least 1, got {given.blas_threads}")
+        # overflow is looked for in results, where it can be named, not in every operation
+        with threadpool_limits(given.blas_threads, "blas"), np.errstate(all="ignore"):
+            return _run(given)
     except BackendUnavailable as error:
         return _complain(error, 4)
-    except NonFiniteLoss as error:
+    except NotFinite as error:
         return _complain(error, 3)
+    except MemoryError as error:
+        return _complain(f"there is not enough memory for this: {error}", 2)
     except (ValueError, OSError) as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def entry() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ‖ still gets the numbers
     sys.exit(main())
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
     print(f"scratchgen: {error}", file=sys.stderr)
     return code

@@ -11,6 +11,7 @@ from scratchgen.app.recipes import RECIPES, Recipe
 from scratchgen.app.recipes.base import Config, config_to_json
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.training import checkpoint
+from scratchgen.training.fit import NotFinite
 
 IMPORTANCE_SAMPLES = 256
 
@@ -70,7 +71,7 @@ def resume(
                 f"{folder} was started with {name} {saved.get(name)}, not {value}; "
                 "--resume keeps a run's own options, so leave that one out"
             )
-    recipe.fit.restore(folder / "checkpoint.npz")
+    recipe.resume(folder / "checkpoint.npz")
     steps = recipe.config.steps
     if recipe.fit.steps_done >= steps:
         raise ValueError(f"{folder} has already taken all its {steps} steps")
@@ -121,6 +122,7 @@ def sample(folder: Path, n: int, seed: int = 0, temperature: float = 1.0) -> Pat
 
     Raises:
         ValueError: a number is outside its range, or the model cannot generate.
+        NotFinite: the images are not finite.
     """
     if n < 1:
         raise ValueError(f"-n must be at least 1, got {n}")
@@ -129,12 +131,16 @@ def sample(folder: Path, n: int, seed: int = 0, temperature: float = 1.0) -> Pat
     if not 0.0 <= temperature < float("inf"):
         raise ValueError(f"--temperature must be finite and not negative, got {temperature}")
     images = load_run(folder).sample(n, seed, temperature)
+    if not np.isfinite(images).all():
+        raise NotFinite(f"temperature {temperature:g} gives images that are not finite")
     with checkpoint.whole_file(folder / "samples.npz") as file:
         np.savez_compressed(file, x=images, seed=seed, temperature=temperature)
     figure = folder / "figures" / "samples.png"
     shown = images[: plots.MOST_TILES]
     which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
-    plots.image_grid(figure, shown, f"{which}, seed {seed}, temperature {temperature:g}")
+    plots.image_grid(
+        figure, shown, f"{which} (decoder means), seed {seed}, temperature {temperature:g}"
+    )
     return figure
 
 
@@ -143,6 +149,7 @@ def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES
 
     Raises:
         ValueError: a number is outside its range, or the run was trained on that part.
+        NotFinite: a measure is not finite.
     """
     if samples < 1:
         raise ValueError(f"--samples must be at least 1, got {samples}")
@@ -150,10 +157,23 @@ def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
     data = recipe.part(part)
-    recipe.reconstruction_figure(folder, part, f"{part} digits and their reconstructions")
+    measures = recipe.evaluate(data, samples)
+    odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
+    if odd:
+        raise NotFinite(f"{', '.join(odd)} of {folder} is not finite; this run did not go well")
+    try:
+        recipe.reconstruction_figure(folder, part, f"{part} digits and their reconstructions")
+    except OSError as error:
+        say(f"note: figures/reconstructions.png was not written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(data)}
     about |= {"dims": recipe.dims, "levels": data.levels}
-    return {**about, **recipe.evaluate(data, samples)}
+    return {**about, **measures}
+
+
+def _numbers(value) -> list[float]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
 
 
 def print_evaluation(result: dict) -> None:

@@ -55,7 +55,7 @@ def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None =
     """Grey images (N, H, W, 1) in [-1, 1], row by row."""
     columns = columns or round(sqrt(len(images)))
     rows = -(-len(images) // columns)
-    figure, axes = _figure(0.55 * columns + 0.4, 0.55 * rows + 0.7)
+    figure, axes = _figure(max(0.55 * columns + 0.4, 5.5), 0.55 * rows + 0.7)
     _show(axes, _tiles(images, columns))
     axes.set_title(title, fontsize=10)
     _save(figure, path)
@@ -72,26 +72,27 @@ def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) ->
     _save(figure, path)
 
 
-def latent_grid(path: Path, images: np.ndarray, u: list[float], names: tuple[str, str]) -> None:
-    """Decoded images (n·n, H, W, 1) over a grid of two latent dimensions.
+def latent_grid(path: Path, images: np.ndarray, u: list[float], names: list[str]) -> None:
+    """Decoded images over a grid of two latent dimensions, or along one.
 
     Args:
         path: the .png to write.
-        images: row i, column j holds z = (Φ⁻¹(u_j), Φ⁻¹(u_i)).
+        images: (n·n, H, W, 1), row i, column j at z = (Φ⁻¹(u_j), Φ⁻¹(u_i)); or (n, H, W, 1).
         u: the n probabilities, the same for both axes.
-        names: of the horizontal and the vertical latent dimension.
+        names: of the horizontal and, if there is one, of the vertical latent dimension.
     """
-    n = len(u)
-    figure, axes = _figure(0.55 * n + 1.2, 0.55 * n + 1.2)
+    n, rows = len(u), len(images) // len(u)
+    figure, axes = _figure(0.55 * n + 1.2, 0.55 * rows + 1.2)
     _show(axes, _tiles(images, n))
     size = images.shape[1] + 1
     ticks = [size * (i + 0.5) for i in range(n)]
     labels = [f"{v:.2f}" if i % 2 == 0 else "" for i, v in enumerate(u)]
     axes.set_xticks(ticks, labels, fontsize=8)
-    axes.set_yticks(ticks, labels, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_xlabel(f"Φ({names[0]})")
-    axes.set_ylabel(f"Φ({names[1]})")
+    axes.set_xlabel(f"quantile of {names[0]} under N(0, 1)")
+    if rows > 1:
+        axes.set_yticks(ticks, labels, fontsize=8)
+        axes.set_ylabel(f"quantile of {names[1]} under N(0, 1)")
     axes.set_title("decoder mean over two latent dimensions, the others 0", fontsize=10)
     _save(figure, path)
 

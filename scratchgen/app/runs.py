@@ -38,7 +38,8 @@ def new_run(out: Path | None, label: str) -> Path:
     """
     if out is None:
         root = Path("runs")
-        numbers = [int(p.name[:4]) for p in root.glob("[0-9][0-9][0-9][0-9]-*")]
+        heads = [path.name.split("-")[0] for path in root.glob("*-*")]
+        numbers = [int(head) for head in heads if head.isdigit()]
         return root / f"{max(numbers, default=0) + 1:04d}-{label}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} must be a new or an empty folder; choose another or remove it")

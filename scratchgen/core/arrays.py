@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 CUPY_HINT = (
-    "the cupy backend needs the cupy package and an NVIDIA GPU; "
-    "install it with: pip install 'scratchgen[gpu]'"
+    "the cupy backend needs an NVIDIA GPU and the cupy package; "
+    "install the package with: pip install cupy-cuda13x"
 )
 
 _NAMESPACES: dict[type, Any] = {np.ndarray: np, np.float64: np, np.float32: np}

@@ -6,7 +6,8 @@ from scratchgen.core.arrays import namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
 
-BATCH = 64
+BATCH = 64  # examples at once
+CHUNK = 32  # latent samples at once
 
 
 def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, np.ndarray]:
@@ -31,17 +32,18 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
     """
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, x.shape[0], BATCH):
-        some = x[start : start + BATCH, ...]
-        draw = stream.from_row(start)
-        eps = namespace(x).stack(
-            [draw.at(s).normal((some.shape[0], latent)) for s in range(samples)]
-        )
-        (reconstruction, kl), _ = vae.loss(some, eps)
-        bound = importance_weighted_bound(vae.log_weights(some, eps))
+        some, draw, xp = x[start : start + BATCH, ...], stream.from_row(start), namespace(x)
+        reconstruction, log_weights = 0.0, []
+        for first in range(0, samples, CHUNK):
+            chunk = range(first, min(first + CHUNK, samples))
+            eps = xp.stack([draw.at(s).normal((some.shape[0], latent)) for s in chunk])
+            (costs, kl), _ = vae.loss(some, eps)
+            reconstruction = reconstruction + costs * (len(chunk) / samples)
+            log_weights.append(vae.log_weights(some, eps))
         found = {
             "reconstruction": reconstruction,
             "kl": kl,
-            "importance_weighted": -bound,
+            "importance_weighted": -importance_weighted_bound(xp.concat(log_weights)),
             "kl_per_dimension": vae.kl_per_dimension(some),
         }
         for name, values in found.items():

@@ -41,8 +41,13 @@ class Vae(Module):
             terms: (reconstruction, kl), each (N,) nats; their sum is -ELBO.
             pullback: (d_reconstruction, d_kl), each (N,) -> None; adds the parameters' gradients.
 
+        Raises:
+            ValueError: eps has not three axes.
+
         Source: VAE-4, VAE-5, VAE-6, VAE-8
         """
+        if eps.ndim != 3:
+            raise ValueError(f"eps must be (L, N, K), one axis for the samples; got {eps.shape}")
         samples = eps.shape[0]
         posterior, encoder_pullback = run(self.encoder, x, stream, "encoder")
         mean, logvar = halves(posterior)
@@ -96,7 +101,7 @@ class Vae(Module):
 
         Args:
             eps: (N, K) ~ N(0, I).
-            temperature: scales the latent only; below 1 it gives more typical pictures.
+            temperature: scales the latent only; below 1 draws z closer to 0.
 
         Returns:
             (N, ...), the decoder's mean. For a draw of x itself pass `decoder(z)` on to

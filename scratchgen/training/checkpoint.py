@@ -20,6 +20,7 @@ import os
 import zipfile
 import zlib
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,11 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}; train one first")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        raw = BytesIO(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        with np.load(raw, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(arrays.pop("meta").tobytes().decode())
         known = meta["format"] == FORMAT and meta["version"] == VERSION

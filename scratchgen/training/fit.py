@@ -31,8 +31,8 @@ from scratchgen.training.optim import Adam, Ema
 SAVE_EVERY_SECONDS = 60.0
 
 
-class NonFiniteLoss(ArithmeticError):
-    """A loss term was not finite; the message names step, term and layer."""
+class NotFinite(ArithmeticError):
+    """A number was not finite; for a loss the message names step, term and layer."""
 
 
 def batch_indices(stream: Stream, n: int, batch_size: int, step: int) -> np.ndarray:
@@ -93,14 +93,14 @@ class Fit:
         """One step of training.
 
         Raises:
-            NonFiniteLoss: a term was not finite. θ is as it was before the step.
+            NotFinite: a term was not finite. θ is as it was before the step.
         """
         step = self.steps_done
         terms = self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
         means = {name: float(namespace(term).mean(term)) for name, term in terms.items()}
         for name, mean in means.items():
             if not isfinite(mean):
-                raise NonFiniteLoss(self._diagnosis(step, name, mean))
+                raise NotFinite(self._diagnosis(step, name, mean))
         self.optimiser.step()
         if self.ema is not None:
             self.ema.step()
@@ -134,8 +134,10 @@ class Fit:
             describe: last logged row -> the few words shown beside the progress.
 
         Raises:
-            NonFiniteLoss: as `advance`; the last good state has been saved.
+            NotFinite: as `advance`; the last good state has been saved.
         """
+        if path and not path.exists():
+            self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
         saved = time.monotonic()
         try:
             with _progress(self.steps_done, last_step, quiet) as shown, _interrupts() as received:
@@ -145,7 +147,7 @@ class Fit:
                     if path and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                         self.save(path, meta or {})
                         saved = time.monotonic()
-        except NonFiniteLoss:
+        except NotFinite:
             if path:
                 self.save(path, meta or {})
             raise
@@ -198,7 +200,7 @@ class Fit:
         self.history.setdefault(name, []).append(value)
 
     def _diagnosis(self, step: int, term: str, mean: float) -> str:
-        what = f"step {step}: the loss term {term!r} is {mean}"
+        what = f"step {step + 1}: the loss term {term!r} is {mean}"
         parameter = self.params.first_nonfinite()
         if parameter:
             return f"{what}; parameter {parameter} is not finite, so an earlier update broke it"
@@ -280,10 +282,10 @@ def _progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str
 
             yield move
     else:
-        interval, began = max(1, (stop - start) // 10), time.monotonic()
+        interval, began = max(1, stop // 10), time.monotonic()
 
         def say(done: int, text: str) -> None:
-            if (done - start) % interval == 0 or done == stop:
+            if done % interval == 0 or done == stop:
                 seconds = time.monotonic() - began
                 print(f"step {done}/{stop}  {seconds:.0f} s  {text}", file=sys.stderr, flush=True)
 

@@ -41,6 +41,8 @@ class Adam:
     ):
         if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {beta1} and {beta2}")
+        if not callable(lr) and not lr > 0.0:
+            raise ValueError(f"the learning rate must be positive, got {lr}")
         if weight_decay < 0.0 or tiny <= 0.0:
             raise ValueError(f"need weight_decay ≥ 0 and tiny > 0, got {weight_decay} and {tiny}")
         self.params, self.beta1, self.beta2 = params, beta1, beta2

@@ -54,7 +54,7 @@ def test_cupy_without_a_gpu_is_one_sentence_with_the_pip_line(monkeypatch):
 
     for stub in (Stub, None):  # installed without a GPU, and not installed
         monkeypatch.setitem(sys.modules, "cupy", stub)
-        with pytest.raises(BackendUnavailable, match=r"pip install 'scratchgen\[gpu\]'"):
+        with pytest.raises(BackendUnavailable, match=r"pip install cupy-cuda13x"):
             backend("cupy")
 
 

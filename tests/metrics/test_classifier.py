@@ -12,6 +12,7 @@ from scratchgen.nets.mlp import mlp
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 from scratchgen.training.optim import Adam
+
 from support import bound, normals
 
 LABELS = np.asarray([0, 2, 1, 0, 2])

@@ -15,7 +15,7 @@ from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.checkpoint import CheckpointError
-from scratchgen.training.fit import Fit, NonFiniteLoss, batch_indices
+from scratchgen.training.fit import Fit, NotFinite, batch_indices
 from scratchgen.training.optim import Adam, Ema
 
 from support import BACKENDS, NAMES, NUMPY, bound, host
@@ -101,7 +101,7 @@ def test_the_first_value_that_is_not_finite_stops_it_and_is_named(tmp_path):
     fit, healthy = make(spoil=5), make()
     with (
         np.errstate(invalid="ignore"),
-        pytest.raises(NonFiniteLoss, match="step 5: the loss term 'square' is nan.*layer layers.0"),
+        pytest.raises(NotFinite, match="step 6: the loss term 'square' is nan.*layer layers.0"),
     ):
         fit.until(10, tmp_path / "c.npz", quiet=True)
     healthy.until(5, quiet=True)
@@ -113,7 +113,7 @@ def test_the_first_value_that_is_not_finite_stops_it_and_is_named(tmp_path):
 def test_a_broken_parameter_is_named():
     fit = make()
     fit.params.theta[fit.params.table["layers.2.bias"].window] = np.nan
-    with pytest.raises(NonFiniteLoss, match=r"parameter layers.2.bias is not finite"):
+    with pytest.raises(NotFinite, match=r"parameter layers.2.bias is not finite"):
         fit.advance()
 
 

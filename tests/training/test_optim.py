@@ -126,6 +126,7 @@ def test_the_schedule_rises_then_falls():
 @pytest.mark.parametrize(
     "wrong",
     [
+        lambda p: Adam(p, lr=-1.0),
         lambda p: Adam(p, beta1=1.0),
         lambda p: Adam(p, beta2=-0.1),
         lambda p: Adam(p, tiny=0.0),

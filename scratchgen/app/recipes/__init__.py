@@ -16,7 +16,7 @@ def recipe_from_json(values: Any) -> Recipe:
     Raises:
         ValueError: a name is unknown or missing, or a value is outside its range.
     """
-    if not isinstance(values, dict) or values.get("model") not in RECIPES:
+    if not isinstance(values, dict) or str(values.get("model")) not in RECIPES:
         raise ValueError(f"it must name a model ({', '.join(RECIPES)})")
     recipe = RECIPES[values["model"]]
     names = {option.name for option in fields(recipe.config_type)} | {"model"}

@@ -12,7 +12,7 @@ from scratchgen.core.arrays import backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import Digits, load_digits
-from scratchgen.training.checkpoint import load
+from scratchgen.training.checkpoint import CheckpointError, load
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
 from scratchgen.training.optim import Adam, Ema, warmup_cosine
 
@@ -49,20 +49,21 @@ class Config:
     def __post_init__(self):
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["choices"]
+            flag = _flag(each.name)
             if not _is_a(value, each.type):
-                raise ValueError(f"{each.name} must be a {_type_name(each)}, got {value!r}")
+                raise ValueError(f"{flag} must be a {_type_name(each)}, got {value!r}")
             if choices and value not in choices:
                 known = ", ".join(choices)
-                raise ValueError(f"{each.name} must be one of {known}, got {value!r}")
+                raise ValueError(f"{flag} must be one of {known}, got {value!r}")
         for name in ("steps", "batch_size", "latent", "width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "depth"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{_flag(name)} must be at least 0, got {getattr(self, name)}")
         for name in ("dropout", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
         require_positive(self, "learning_rate")
 
 
@@ -73,8 +74,14 @@ def require_positive(config: Config, *names: str) -> None:
         ValueError: one of them is not.
     """
     for name in names:
-        if not 0.0 < getattr(config, name) < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
+
+
+def _flag(name: str) -> str:
+    """An option as it is typed on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 def _is_a(value, kind) -> bool:
@@ -97,6 +104,7 @@ class Recipe(ABC):
 
     Raises:
         BackendUnavailable: the backend cannot be used here.
+        ValueError: a batch is larger than the data.
     """
 
     name: str
@@ -107,6 +115,11 @@ class Recipe(ABC):
         self.born = backend(config.backend, config.dtype)
         self.stream = Stream(config.seed, self.born)
         self.fitted = self.part("fit" if config.hold_out else "train")
+        if config.batch_size > len(self.fitted):
+            raise ValueError(
+                f"--batch-size must be at most the {len(self.fitted)} training examples, "
+                f"got {config.batch_size}"
+            )
         self.shape = self.fitted.codes.shape[1:]
         self.dims = int(np.prod(self.shape))
         self.model = self.build()
@@ -173,8 +186,30 @@ class Recipe(ABC):
             CheckpointError: it cannot be read, or belongs to another model.
         """
         arrays, meta = load(path)
+        self.check_configuration(meta, path)
         restore_parameters(self.params, arrays, meta, path)
         self.params.theta = self.born.asarray(arrays["ema/average"])
+
+    def resume(self, path: Path) -> None:
+        """Load a checkpoint to train on from.
+
+        Raises:
+            CheckpointError: it cannot be read, or belongs to another run.
+        """
+        self.check_configuration(self.fit.restore(path), path)
+
+    def check_configuration(self, meta: dict, path: Path) -> None:
+        """Refuse a checkpoint that was trained with other options than config.json now names.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        mine, saved = config_to_json(self), meta.get("config")
+        if saved != mine:
+            odd = [k for k in mine if not isinstance(saved, dict) or saved.get(k) != mine[k]]
+            raise CheckpointError(
+                f"{path} was trained with other options than config.json says: {', '.join(odd)}"
+            )
 
     def part(self, name: str) -> Digits:
         """One part of the run's data set."""

@@ -11,7 +11,7 @@ import numpy as np
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
 from scratchgen.core.arrays import to_host
-from scratchgen.core.streams import Stream
+from scratchgen.core.streams import BLOCK, Stream
 from scratchgen.data.digits import Digits
 from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
@@ -92,7 +92,7 @@ class VaeRecipe(Recipe):
                 self.part("fit").codes, self.part("validation").codes, self.fitted.levels
             )
             shown = ("independent pixels", "mixture of 10")
-            lines = {f"without a model: {name}": levels[name] for name in shown}
+            lines = {f"{name}, on the last 137": levels[name] for name in shown}
             history = self.fit.history
             curves = {
                 label: bits_per_dim(np.asarray(nats), self.dims)
@@ -124,6 +124,7 @@ class VaeRecipe(Recipe):
             "importance_weighted_bits_per_dim_standard_error": bits_per_dim(tight[1], self.dims),
             "latent_dimensions": self.config.latent,
             "active_units": active_units(found["kl_per_dimension"]),
+            "kl_per_dimension_nats": found["kl_per_dimension"].mean(axis=0).tolist(),
             "baselines": baselines(self.fitted.codes, part.codes, self.fitted.levels),
         }
 
@@ -150,6 +151,8 @@ class VaeRecipe(Recipe):
             lines.append(f"  {name:35}{bits:10.3f}")
         active, latent = result["active_units"], result["latent_dimensions"]
         lines.append(f"active latent dimensions: {active} of {latent} (KL above 0.01 nats)")
+        rates = sorted(result["kl_per_dimension_nats"], reverse=True)
+        lines.append("KL per dimension, nats: " + " ".join(f"{rate:.2f}" for rate in rates))
         if active == 0:
             lines.append(
                 "warning: the posterior has collapsed: q(z|x) = p(z), so x does not depend on z"
@@ -164,21 +167,22 @@ class VaeRecipe(Recipe):
         """The decoder's mean at n draws of z, whose spread is the temperature."""
         stream = Stream(seed, self.born).at("sample")
         parts = []
-        for start in range(0, n, 64):
-            eps = stream.from_row(start).normal((min(64, n - start), self.config.latent))
+        for start in range(0, n, BLOCK):  # always whole blocks: a product's last bit may depend
+            eps = stream.from_row(start).normal((BLOCK, self.config.latent))  # on its row count
             parts.append(self.images(self.model.sample(eps, temperature)))
-        return np.concatenate(parts)
+        return np.concatenate(parts)[:n]
 
     def _latent_grid(self, path: Path, n: int = 15) -> None:
         """Decode (Φ⁻¹(u_j), Φ⁻¹(u_i)) in the two dimensions of largest KL; the rest of z is 0."""
         latent = self.config.latent
         rates = to_host(self.model.kl_per_dimension(self.flat(self.fitted))).mean(axis=0)
         order = np.argsort(-rates)
-        across, down = order[0], order[min(1, latent - 1)]
         u = [(i + 0.5) / n for i in range(n)]
         quantiles = [NormalDist().inv_cdf(p) for p in u]
-        z = np.zeros((n * n, latent))
-        z[:, down] = np.repeat(quantiles, n)
-        z[:, across] = np.tile(quantiles, n)
+        rows = n if latent > 1 else 1
+        z = np.zeros((rows * n, latent))
+        if latent > 1:
+            z[:, order[1]] = np.repeat(quantiles, n)
+        z[:, order[0]] = np.tile(quantiles, rows)
         images = self.images(self.model.decode(self.born.asarray(z)))
-        plots.latent_grid(path, images, u, (f"z{across}", f"z{down}"))
+        plots.latent_grid(path, images, u, [f"z{k}" for k in order[:2]])

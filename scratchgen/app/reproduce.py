@@ -1,0 +1,280 @@
+"""Published results, remade from nothing: experiments, recorded values and the comparison.
+
+results/NAME.json holds what was recorded: every seed's values, and for each value the mean, its
+standard error over the seeds, and the tolerance 3 standard errors + 0.005. A seed that was recorded
+is compared with its own value; any other with the mean, and then the tolerance is 3 standard
+deviations + 0.005, since one run scatters more than the mean of several.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from math import isfinite, pi, sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from scratchgen.app.recipes import AutoencoderRecipe, Recipe, VaeRecipe
+from scratchgen.app.recipes.autoencoder import AutoencoderConfig
+from scratchgen.app.recipes.vae import VaeConfig
+from scratchgen.app.runs import environment, write_json, write_text
+from scratchgen.core.arrays import backend, to_host
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.streams import Stream
+from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
+from scratchgen.maths.likelihoods import FixedNormal
+from scratchgen.metrics.classifier import Classifier
+from scratchgen.models.autoencoder import principal_components
+from scratchgen.models.vae import Vae
+from scratchgen.nets.mlp import mlp
+from scratchgen.training.fit import NotFinite
+from scratchgen.training.optim import Adam, warmup_cosine
+
+SEEDS = 5
+SLACK = 0.005
+
+
+def vae_digits(seed: int) -> dict[str, float]:
+    """The demo's VAE, measured on the test part."""
+    recipe = _trained(VaeRecipe(VaeConfig(seed=seed)))
+    found = recipe.evaluate(recipe.part("test"), samples=256)
+    names = ("bits_per_dim", "importance_weighted_bits_per_dim", "reconstruction_nats", "kl_nats")
+    return {name: found[name] for name in names}
+
+
+def linear_vae(seed: int) -> dict[str, float]:
+    """A linear VAE on Gaussian data: how far its ELBO and its axes are from probabilistic PCA.
+
+    Source: VAE-8
+    """
+    dims, latent, n, steps = 8, 3, 400, 4000
+    stream = Stream(seed, backend("numpy", "float64"))
+    scales = np.sqrt([5.0, 2.5, 1.0, *[0.2] * (dims - latent)])
+    rotation, _ = np.linalg.qr(stream.at("rotation").normal((dims, dims)))
+    x = (stream.at("data").normal((n, dims)) * scales) @ rotation.T
+    _, eigenvalues, axes = principal_components(x)
+    tau = float(eigenvalues[latent:].mean())
+    vae = Vae(Linear(dims, 2 * latent), Linear(latent, dims), FixedNormal(tau))
+    adam = Adam(FlatParameters(vae, stream.at("initial")), warmup_cosine(0.02, steps))
+    # the loss is quadratic in ε, so these 2K points average it exactly
+    points = sqrt(latent) * np.concatenate([np.eye(latent), -np.eye(latent)])
+    eps, share = np.repeat(points[:, None, :], n, axis=1), np.full(n, 1.0 / n)
+    for _ in range(steps):
+        (reconstruction, kl), pullback = vae.loss(x, eps)
+        pullback(share, share)
+        adam.step()
+    variances = np.concatenate([eigenvalues[:latent], np.full(dims - latent, tau)])
+    exact = -0.5 * float(np.sum(eigenvalues / variances + np.log(2.0 * pi * variances)))
+    span, _ = np.linalg.qr(vae.decoder.weight.read().value)
+    cosines = np.linalg.svd(span.T @ axes[:, :latent], compute_uv=False)
+    return {
+        "gap_to_log_likelihood_nats": exact + float(np.mean(reconstruction + kl)),
+        "smallest_cosine_to_leading_eigenvectors": float(cosines.min()),
+    }
+
+
+def transfer_digits(seed: int) -> dict[str, float]:
+    """Test accuracy with few labels, from encoders trained without any.
+
+    Source: NET-3
+    """
+    deep = AutoencoderConfig(seed=seed, dropout=0.15)
+    sources = {
+        "random": None,
+        "autoencoder": _trained(AutoencoderRecipe(deep)),
+        "vae": _trained(VaeRecipe(VaeConfig(seed=seed))),
+    }
+    found = {}
+    for labelled in (10, 50, 200):
+        for name, source in sources.items():
+            for frozen in (True, False):
+                how = "frozen" if frozen else "fine-tuned"
+                accuracy = _few_labels(deep, source, labelled, frozen)
+                found[f"accuracy, {labelled} labels, {name}, {how}"] = accuracy
+    return found
+
+
+def _few_labels(
+    config: AutoencoderConfig, source: Recipe | None, labelled: int, frozen: bool, steps: int = 300
+) -> float:
+    """Test accuracy of a classifier that starts from the source's encoder, without its last layer."""
+    recipe = AutoencoderRecipe(config)
+    stream = recipe.stream.at("few labels", labelled)
+    hidden = [config.width] * config.depth
+    encoder = mlp([recipe.dims, *hidden, 1], dropout=config.dropout, reads_data=True)
+    trunk = Sequential(*encoder.layers[:-1])
+    model = Classifier(trunk, Linear(config.width, 10), frozen)
+    params = FlatParameters(model, stream.at("initial"))
+    if source is not None:
+        params.copy_from(source.params, "trunk.", "encoder.")
+    train, test = recipe.part("train"), recipe.part("test")
+    chosen = _per_class(train.labels, labelled // 10, stream.at("chosen"))
+    x = recipe.flat(train)[chosen]
+    labels = recipe.born.indices(train.labels[chosen])
+    adam = Adam(params, warmup_cosine(1e-3, steps))
+    for _ in range(steps):
+        (nll,), pullback = model.loss(x, labels)
+        pullback(0.0 * nll + 1.0 / labelled)
+        adam.step()
+    return float(np.mean(to_host(model.predict(recipe.flat(test))) == test.labels))
+
+
+def _per_class(labels: np.ndarray, each: int, stream: Stream) -> np.ndarray:
+    order = stream.permutation(len(labels))
+    return np.concatenate([order[labels[order] == digit][:each] for digit in range(10)])
+
+
+def _trained(recipe: Recipe) -> Recipe:
+    """The recipe after all its steps, with its averaged weights in place."""
+    recipe.fit.until(recipe.config.steps, quiet=True)
+    recipe.params.theta = recipe.ema.average
+    return recipe
+
+
+EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
+    "vae-digits": vae_digits,
+    "linear-vae": linear_vae,
+    "transfer-digits": transfer_digits,
+}
+
+
+def recorded(name: str) -> dict:
+    """What results/NAME.json holds.
+
+    Raises:
+        ValueError: no result of that name was recorded.
+    """
+    path = files("scratchgen.app").joinpath("results", f"{name}.json")
+    if not path.is_file():
+        known = ", ".join(EXPERIMENTS)
+        raise ValueError(f"there is no recorded result {name!r}; the names are {known}")
+    return json.loads(path.read_text("utf-8"))
+
+
+def reproduce(name: str, seed: int) -> dict:
+    """Remake a result for one seed and compare it with what was recorded.
+
+    Returns:
+        "name", "seed", "seconds", "holds", and "values": each value's "found", "recorded",
+        "tolerance" and "holds".
+
+    Raises:
+        ValueError: no result of that name was recorded, or the seed is negative.
+        NotFinite: a value is not finite.
+    """
+    before = recorded(name)
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
+    began = time.monotonic()
+    found = EXPERIMENTS[name](seed)
+    own = before["seeds"].get(str(seed))
+    values = {}
+    for value, summary in before["values"].items():
+        if not isfinite(found[value]):
+            raise NotFinite(f"{name}, seed {seed}: {value} is {found[value]}")
+        spread = sqrt(len(before["seeds"])) if own is None else 1.0
+        expected = summary["mean"] if own is None else own[value]
+        tolerance = 3.0 * summary["standard_error"] * spread + SLACK
+        values[value] = {
+            "found": found[value],
+            "recorded": expected,
+            "tolerance": tolerance,
+            "holds": abs(found[value] - expected) <= tolerance,
+        }
+    return {
+        "name": name,
+        "seed": seed,
+        "seconds": time.monotonic() - began,
+        "holds": all(v["holds"] for v in values.values()),
+        "values": values,
+    }
+
+
+def print_reproduction(result: dict) -> None:
+    """The same for people."""
+    print(f"{result['name']}, seed {result['seed']}, {result['seconds']:.0f} s")
+    print(f"{'':50}{'found':>10}{'recorded':>10}{'tolerance':>10}")
+    for value, v in result["values"].items():
+        verdict = "" if v["holds"] else "  outside its tolerance"
+        numbers = f"{v['found']:10.4f}{v['recorded']:10.4f}{v['tolerance']:10.4f}"
+        print(f"{value:50}{numbers}{verdict}")
+
+
+def record(name: str, folder: Path, seeds: int = SEEDS) -> dict:
+    """Run an experiment for seeds 0, 1, ... and write folder/NAME.json.
+
+    Raises:
+        ValueError: an unknown experiment, or fewer than five seeds.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if seeds < SEEDS:
+        raise ValueError(f"a standard error needs at least {SEEDS} seeds, got {seeds}")
+    began = time.monotonic()
+    runs = {str(seed): EXPERIMENTS[name](seed) for seed in range(seeds)}
+    values = {}
+    for value in runs["0"]:
+        each = [run[value] for run in runs.values()]
+        error = stdev(each) / sqrt(seeds)
+        values[value] = {
+            "mean": mean(each),
+            "standard_error": error,
+            "tolerance": 3.0 * error + SLACK,
+        }
+    made = {
+        "name": name,
+        "what": (EXPERIMENTS[name].__doc__ or "").splitlines()[0],
+        "command": f"scratchgen reproduce {name}",
+        "values": values,
+        "seeds": runs,
+        "seconds_per_seed": (time.monotonic() - began) / seeds,
+        "commit": _commit(),
+        "environment": environment(),
+    }
+    write_json(folder / f"{name}.json", made)
+    return made
+
+
+def table(names: list[str]) -> str:
+    """The recorded values as a Markdown table, for the README."""
+    lines = ["| result | value | mean ± s.e. | seeds | command |", "|---|---|---|---|---|"]
+    for name in names:
+        result = recorded(name)
+        for value, summary in result["values"].items():
+            found = f"{summary['mean']:.4g} ± {summary['standard_error']:.2g}"
+            count, command = len(result["seeds"]), result["command"]
+            lines.append(
+                f"| {name} | {value.replace('_', ' ')} | {found} | {count} | `{command}` |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+BEGIN, END = (
+    "<!-- results: written by `scratchgen reproduce --readme` -->\n",
+    "<!-- end of results -->",
+)
+
+
+def write_readme(path: Path) -> None:
+    """Replace the table of results in a README between its two marks.
+
+    Raises:
+        ValueError: the file has no such marks.
+    """
+    text = path.read_text("utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} must hold the marks {BEGIN.strip()!r} and {END!r}")
+    head, rest = text.split(BEGIN, 1)
+    write_text(path, head + BEGIN + table(list(EXPERIMENTS)) + END + rest.split(END, 1)[1])
+
+
+def _commit() -> str:
+    """The commit of the sources this runs from, or "unknown" when they are not a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
