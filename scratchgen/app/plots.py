@@ -72,7 +72,9 @@ def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) ->
     _save(figure, path)
 
 
-def latent_grid(path: Path, images: np.ndarray, u: list[float], names: list[str]) -> None:
+def latent_grid(
+    path: Path, images: np.ndarray, u: list[float], names: list[str], title: str
+) -> None:
     """Decoded images over a grid of two latent dimensions, or along one.
 
     Args:
@@ -80,6 +82,7 @@ def latent_grid(path: Path, images: np.ndarray, u: list[float], names: list[str]
         images: (n·n, H, W, 1), row i, column j at z = (Φ⁻¹(u_j), Φ⁻¹(u_i)); or (n, H, W, 1).
         u: the n probabilities, the same for both axes.
         names: of the horizontal and, if there is one, of the vertical latent dimension.
+        title: above the picture.
     """
     n, rows = len(u), len(images) // len(u)
     figure, axes = _figure(0.55 * n + 1.2, 0.55 * rows + 1.2)
@@ -93,7 +96,7 @@ def latent_grid(path: Path, images: np.ndarray, u: list[float], names: list[str]
     if rows > 1:
         axes.set_yticks(ticks, labels, fontsize=8)
         axes.set_ylabel(f"quantile of {names[1]} under N(0, 1)")
-    axes.set_title("decoder mean over two latent dimensions, the others 0", fontsize=10)
+    axes.set_title(title, fontsize=10)
     _save(figure, path)
 
 

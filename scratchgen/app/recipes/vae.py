@@ -185,4 +185,5 @@ class VaeRecipe(Recipe):
             z[:, order[1]] = np.repeat(quantiles, n)
         z[:, order[0]] = np.tile(quantiles, rows)
         images = self.images(self.model.decode(self.born.asarray(z)))
-        plots.latent_grid(path, images, u, [f"z{k}" for k in order[:2]])
+        title = "decoder mean over the latent dimensions of largest KL, the others 0"
+        plots.latent_grid(path, images, u, [f"z{k}" for k in order[:2]], title)

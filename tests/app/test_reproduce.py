@@ -1,0 +1,109 @@
+"""app/reproduce.py: recording, comparing, and what is recorded now."""
+
+import json
+from importlib.resources import files
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from scratchgen.app import reproduce
+from scratchgen.app.cli import main
+
+README = Path(__file__).parents[2] / "README.md"
+NAMES = list(reproduce.EXPERIMENTS)
+
+
+@pytest.fixture
+def invented(monkeypatch, tmp_path):
+    """An experiment whose value is its seed, recorded for five seeds."""
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": lambda seed: {"v": float(seed)}})
+    made = reproduce.record("invented", tmp_path)
+    monkeypatch.setattr(reproduce, "recorded", lambda name: made)
+    return made
+
+
+def test_a_record_holds_mean_error_tolerance_and_where_it_came_from(invented, tmp_path):
+    assert json.loads((tmp_path / "invented.json").read_text("utf-8")) == invented
+    summary = invented["values"]["v"]
+    assert summary["mean"] == 2.0
+    assert summary["standard_error"] == pytest.approx(sqrt(2.5 / 5.0))
+    assert summary["tolerance"] == pytest.approx(3.0 * sqrt(0.5) + 0.005)
+    assert invented["seeds"]["3"] == {"v": 3.0}
+    assert invented["command"] == "scratchgen reproduce invented"
+    assert invented["environment"]["packages"]["numpy"]
+
+
+def test_a_recorded_seed_is_compared_with_itself_and_another_with_the_mean(invented):
+    own, other = reproduce.reproduce("invented", 4), reproduce.reproduce("invented", 6)
+    assert own["values"]["v"]["recorded"] == 4.0
+    assert other["values"]["v"]["recorded"] == 2.0
+    ratio = (other["values"]["v"]["tolerance"] - 0.005) / (own["values"]["v"]["tolerance"] - 0.005)
+    assert ratio == pytest.approx(sqrt(5.0))
+    assert own["holds"]
+    assert other["holds"]
+
+
+def test_a_value_outside_its_tolerance_is_exit_code_one(invented, monkeypatch, capsys):
+    assert main(["reproduce", "invented", "--seed", "1"]) == 0
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "invented", lambda seed: {"v": seed + 3.0})
+    capsys.readouterr()
+    assert main(["reproduce", "invented", "--seed", "1", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["values"]["v"]["holds"] is False
+    assert main(["reproduce", "invented", "--seed", "1"]) == 1
+    assert "outside its tolerance" in capsys.readouterr().out
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "invented", lambda seed: {"v": float("nan")})
+    assert main(["reproduce", "invented"]) == 3
+
+
+def test_refusals(capsys):
+    assert main(["reproduce", "nothing"]) == 2
+    assert "vae-digits" in capsys.readouterr().err
+    assert main(["reproduce", "linear-vae", "--seed", "-1"]) == 2
+    with pytest.raises(ValueError, match="at least 5 seeds"):
+        reproduce.record("linear-vae", Path("nowhere"), seeds=4)
+
+
+def test_the_names_are_listed(capsys):
+    assert main(["reproduce"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_files_are_consistent(name):
+    found = reproduce.recorded(name)
+    assert len(found["seeds"]) >= reproduce.SEEDS
+    for value, summary in found["values"].items():
+        each = [seed[value] for seed in found["seeds"].values()]
+        error = stdev(each) / sqrt(len(each))
+        assert summary["mean"] == pytest.approx(mean(each))
+        assert summary["standard_error"] == pytest.approx(error)
+        assert summary["tolerance"] == pytest.approx(3.0 * error + 0.005)
+    assert found["commit"] != "unknown"
+
+
+def test_there_is_a_file_for_every_experiment_and_no_other():
+    folder = files("scratchgen.app").joinpath("results")
+    assert {p.name for p in folder.iterdir()} == {f"{name}.json" for name in NAMES}
+
+
+def test_the_readme_shows_what_is_recorded(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text("utf-8"), "utf-8")
+    assert main(["reproduce", "--readme", str(copy)]) == 0
+    assert copy.read_text("utf-8") == README.read_text("utf-8"), "run: reproduce --readme README.md"
+    (tmp_path / "other.md").write_text("no marks", "utf-8")
+    assert main(["reproduce", "--readme", str(tmp_path / "other.md")]) == 2
+
+
+@pytest.mark.equation("VAE-8")
+def test_the_linear_vae_reaches_the_exact_likelihood_and_the_leading_axes():
+    result = reproduce.reproduce("linear-vae", seed=0)
+    assert result["holds"]
+    assert abs(result["values"]["gap_to_log_likelihood_nats"]["found"]) < 1e-3
+    assert result["values"]["smallest_cosine_to_leading_eigenvectors"]["found"] > 0.999
+
+
+def test_the_recorded_digits_reach_the_promised_bits():
+    assert reproduce.recorded("vae-digits")["values"]["bits_per_dim"]["mean"] <= 2.0
