@@ -36,6 +36,8 @@ from scratchgen.training.optim import Adam, warmup_cosine
 
 SEEDS = 5
 SLACK = 0.005
+BEGIN = "<!-- results: written by `scratchgen reproduce --readme` -->\n"
+END = "<!-- end of results -->"
 
 
 def vae_digits(seed: int) -> dict[str, float]:
@@ -101,7 +103,7 @@ def transfer_digits(seed: int) -> dict[str, float]:
 def _few_labels(
     config: AutoencoderConfig, source: Recipe | None, labelled: int, frozen: bool, steps: int = 300
 ) -> float:
-    """Test accuracy of a classifier that starts from the source's encoder, without its last layer."""
+    """Test accuracy of a classifier that starts as the source's encoder without its last layer."""
     recipe = AutoencoderRecipe(config)
     stream = recipe.stream.at("few labels", labelled)
     hidden = [config.width] * config.depth
@@ -239,24 +241,39 @@ def record(name: str, folder: Path, seeds: int = SEEDS) -> dict:
     return made
 
 
-def table(names: list[str]) -> str:
-    """The recorded values as a Markdown table, for the README."""
-    lines = ["| result | value | mean ± s.e. | seeds | command |", "|---|---|---|---|---|"]
-    for name in names:
+def tables() -> str:
+    """The recorded values as Markdown, for the README: one table, and one for each crossed result.
+
+    A result whose values are all named "measure, column, row" is shown with rows and columns.
+    """
+    plain = ["| result | value | mean ± s.e. | seeds | command |", "|---|---|---|---|---|"]
+    crossed = []
+    for name in EXPERIMENTS:
         result = recorded(name)
-        for value, summary in result["values"].items():
-            found = f"{summary['mean']:.4g} ± {summary['standard_error']:.2g}"
-            count, command = len(result["seeds"]), result["command"]
-            lines.append(
-                f"| {name} | {value.replace('_', ' ')} | {found} | {count} | `{command}` |"
-            )
-    return "\n".join(lines) + "\n"
+        seeds, command, values = len(result["seeds"]), result["command"], result["values"]
+        if all(value.count(", ") >= 2 for value in values):
+            crossed += ["", f"`{command}`, {seeds} seeds:", "", *_crossed(values)]
+            continue
+        for value, summary in values.items():
+            cells = (name, value.replace("_", " "), _cell(summary), str(seeds), f"`{command}`")
+            plain.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*plain, *crossed]) + "\n"
 
 
-BEGIN, END = (
-    "<!-- results: written by `scratchgen reproduce --readme` -->\n",
-    "<!-- end of results -->",
-)
+def _crossed(values: dict) -> list[str]:
+    names = [value.split(", ", 2) for value in values]
+    columns = list(dict.fromkeys(column for _, column, _ in names))
+    rows = list(dict.fromkeys(row for _, _, row in names))
+    measure = names[0][0]
+    lines = [f"| {measure} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [_cell(values[f"{measure}, {column}, {row}"]) for column in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(summary: dict) -> str:
+    return f"{summary['mean']:.4g} ± {summary['standard_error']:.2g}"
 
 
 def write_readme(path: Path) -> None:
@@ -269,7 +286,7 @@ def write_readme(path: Path) -> None:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path} must hold the marks {BEGIN.strip()!r} and {END!r}")
     head, rest = text.split(BEGIN, 1)
-    write_text(path, head + BEGIN + table(list(EXPERIMENTS)) + END + rest.split(END, 1)[1])
+    write_text(path, head + BEGIN + tables() + END + rest.split(END, 1)[1])
 
 
 def _commit() -> str:

@@ -327,3 +327,27 @@ def test_the_demo_goes_the_whole_way(tmp_path, monkeypatch, capsys):
     assert len(figures) == 4
     assert all((tmp_path / "d" / "vae" / "figures" / f.rsplit("/")[-1]).is_file() for f in figures)
     assert "bits/dim" in said.out
+
+
+@pytest.mark.parametrize("net", ["linear", "sigmoid", "deep"])
+def test_autoencoders_train_and_are_measured_beside_principal_components(tmp_path, capsys, net):
+    out = tmp_path / net
+    flags = ["--net", net, "--steps", "80", "--width", "16", "--latent", "4", "--quiet"]
+    assert main(["train", "autoencoder", *flags, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["squared_error_per_dim"] < found["baselines"]["mean image"] * 1.5
+    assert found["baselines"]["4 principal components"] < found["baselines"]["mean image"]
+    header = (out / "metrics.csv").read_text("utf-8").splitlines()[0]
+    assert header == "step,squared_error_per_example,squared_error_per_dim"
+    assert main(["evaluate", str(out)]) == 0
+    assert "pixels in [-1, 1]" in capsys.readouterr().out
+    assert (out / "figures" / "reconstructions.png").is_file()
+    assert "nothing to sample from" in refused(capsys, "sample", out)
+
+
+def test_one_latent_dimension_has_a_grid_of_one_row(tmp_path):
+    out = tmp_path / "one"
+    flags = ["--steps", "3", "--width", "8", "--latent", "1", "--quiet", "--out", str(out)]
+    assert main(["train", "vae", *flags]) == 0
+    assert (out / "figures" / "latent_grid.png").is_file()

@@ -18,7 +18,12 @@ NAMES = list(reproduce.EXPERIMENTS)
 @pytest.fixture
 def invented(monkeypatch, tmp_path):
     """An experiment whose value is its seed, recorded for five seeds."""
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": lambda seed: {"v": float(seed)}})
+
+    def experiment(seed):
+        """Its seed."""
+        return {"v": float(seed)}
+
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": experiment})
     made = reproduce.record("invented", tmp_path)
     monkeypatch.setattr(reproduce, "recorded", lambda name: made)
     return made
