@@ -61,7 +61,7 @@ def resume(
         expected: options the user believes the run to have; refused where it has others.
 
     Raises:
-        ValueError: the run has other options, or is finished.
+        ValueError: the run has other options.
     """
     recipe = runs.read_recipe(folder)
     saved = config_to_json(recipe)
@@ -72,9 +72,10 @@ def resume(
                 "--resume keeps a run's own options, so leave that one out"
             )
     recipe.resume(folder / "checkpoint.npz")
-    steps = recipe.config.steps
-    if recipe.fit.steps_done >= steps:
-        raise ValueError(f"{folder} has already taken all its {steps} steps")
+    if recipe.fit.steps_done == recipe.config.steps:
+        _finish(recipe, folder)
+        say(f"{folder} had already taken all its {recipe.config.steps} steps; figures redrawn")
+        return folder
     return _train(recipe, folder, _last_step(recipe.config, stop_at, recipe.fit.steps_done), quiet)
 
 
@@ -98,12 +99,17 @@ def _train(recipe: Recipe, folder: Path, last: int, quiet: bool) -> Path:
         say(f"stopped at step {fit.steps_done}; {go_on}")
         raise
     finally:
-        if fit.history:
-            runs.write_metrics(folder / "metrics.csv", recipe)
-    recipe.training_figures(folder)
+        runs.write_metrics(folder / "metrics.csv", recipe)
+    _finish(recipe, folder)
     if not quiet:
         say(f"wrote {folder}" + ("" if last == config.steps else f"; {go_on}"))
     return folder
+
+
+def _finish(recipe: Recipe, folder: Path) -> None:
+    """What follows from the checkpoint, written again."""
+    runs.write_metrics(folder / "metrics.csv", recipe)
+    recipe.training_figures(folder)
 
 
 def load_run(folder: Path) -> Recipe:

@@ -21,7 +21,7 @@ from scratchgen.app.recipes import AutoencoderRecipe, Recipe, VaeRecipe
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.runs import environment, write_json, write_text
-from scratchgen.core.arrays import backend, to_host
+from scratchgen.core.arrays import backend, full_like, to_host
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Linear
@@ -107,6 +107,7 @@ def _few_labels(
     recipe = AutoencoderRecipe(config)
     stream = recipe.stream.at("few labels", labelled)
     hidden = [config.width] * config.depth
+    # built with dropout, though it never draws here, so that its layers have the source's names
     encoder = mlp([recipe.dims, *hidden, 1], dropout=config.dropout, reads_data=True)
     trunk = Sequential(*encoder.layers[:-1])
     model = Classifier(trunk, Linear(config.width, 10), frozen)
@@ -120,7 +121,7 @@ def _few_labels(
     adam = Adam(params, warmup_cosine(1e-3, steps))
     for _ in range(steps):
         (nll,), pullback = model.loss(x, labels)
-        pullback(0.0 * nll + 1.0 / labelled)
+        pullback(full_like(nll, 1.0 / labelled))
         adam.step()
     return float(np.mean(to_host(model.predict(recipe.flat(test))) == test.labels))
 

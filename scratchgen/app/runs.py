@@ -27,7 +27,7 @@ class RunError(ValueError):
 
 
 def new_run(out: Path | None, label: str) -> Path:
-    """The path of a fresh run folder; the folder itself is made when something is written to it.
+    """The path of a fresh run folder.
 
     Args:
         out: where the user wants it, or None for runs/NNNN-label in the working directory.
@@ -40,7 +40,14 @@ def new_run(out: Path | None, label: str) -> Path:
         root = Path("runs")
         heads = [path.name.split("-")[0] for path in root.glob("*-*")]
         numbers = [int(head) for head in heads if head.isdigit()]
-        return root / f"{max(numbers, default=0) + 1:04d}-{label}"
+        number = max(numbers, default=0) + 1
+        while True:
+            run = root / f"{number:04d}-{label}"
+            try:
+                run.mkdir(parents=True)  # claims the number, should two runs start at once
+                return run
+            except FileExistsError:
+                number += 1
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} must be a new or an empty folder; choose another or remove it")
     return out
@@ -62,6 +69,8 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
     history = recipe.fit.history
     count = len(history.get("step", []))
     rows = [{name: values[i] for name, values in history.items()} for i in range(count)]
+    if not rows:
+        return
     text = StringIO()
     table = csv.writer(text, lineterminator="\n")
     for i, row in enumerate(rows):

@@ -56,6 +56,11 @@ def zeros(shape, like):
     return namespace(like).zeros(shape, dtype=like.dtype, device=like.device)
 
 
+def full_like(x, value: float):
+    """An array like x, filled with one value."""
+    return namespace(x).full_like(x, value)
+
+
 def rows(x):
     """(..., c) -> (n, c): every leading axis folded into one."""
     return x if x.ndim == 2 else namespace(x).reshape(x, (-1, x.shape[-1]))
@@ -69,6 +74,12 @@ def example_sum(x):
 def per_example(v, like):
     """(N,) -> (N, 1, ..., 1): one number an example, shaped to multiply `like` (N, ...)."""
     return namespace(v).reshape(v, (-1,) + (1,) * (like.ndim - 1))
+
+
+def halves(h):
+    """The two halves of the last axis: (..., 2c) -> (..., c), (..., c)."""
+    c = h.shape[-1] // 2
+    return h[..., :c], h[..., c:]
 
 
 def to_host(x) -> np.ndarray:
@@ -138,8 +149,9 @@ def keep_freed_memory() -> None:
 
     A step allocates and frees the same arrays over and over. glibc returns freed memory to the
     kernel above a threshold that adapts to the largest block ever freed; until then every step
-    pays for fresh pages, which was measured at two fifths of a small VAE's step. Freeing one large
-    block that was never touched moves the threshold and costs microseconds. Elsewhere it is idle.
+    pays for fresh pages, which was measured at a tenth to two fifths of a small VAE's step. Freeing
+    one large block that was never touched moves the threshold and costs microseconds. With other
+    allocators it does nothing.
     """
     np.empty(31 << 20, dtype=np.uint8)  # glibc's largest adaptive block is 32 MiB
 

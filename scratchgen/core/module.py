@@ -125,9 +125,10 @@ def _leaves(node, path: str, kind: type) -> Iterator[tuple[str, Any]]:
         yield path, node
     if isinstance(node, Module):
         yield from node.named(kind, path + ".")
-    elif isinstance(node, list | tuple):
-        for i, child in enumerate(node):
-            yield from _leaves(child, f"{path}.{i}", kind)
+    elif isinstance(node, list | tuple | dict):
+        children = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in children:
+            yield from _leaves(child, f"{path}.{key}", kind)
 
 
 class FlatParameters:
@@ -139,6 +140,9 @@ class FlatParameters:
     Args:
         module: the tree; from here on its parameters and buffers belong to this vector.
         stream: draws the first values; its backend is where θ is born.
+
+    Raises:
+        ValueError: a parameter already belongs to another vector.
     """
 
     def __init__(self, module: Module, stream: Stream):
@@ -148,6 +152,11 @@ class FlatParameters:
         end = 0
         for name, parameter in module.named(Parameter):
             if parameter not in self.table.values():
+                if parameter.owner is not None:
+                    raise ValueError(
+                        f"parameter {name} already belongs to another vector; "
+                        "build the module anew to train it from the start"
+                    )
                 self.table[name] = parameter
                 parameter.owner, start = self, end
                 end += prod(parameter.shape)

@@ -12,7 +12,10 @@ LOG_2PI = log(2.0 * pi)
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x), as ½ tanh(x/2) + ½: one transcendental, no overflow."""
+    """1 / (1 + e^-x), as ½ tanh(x/2) + ½: one transcendental, no overflow.
+
+    Accurate in absolute terms; far in the lower tail use e^x, or work with `softplus(-x)`.
+    """
     y = namespace(x).tanh(0.5 * x)
     y *= 0.5
     y += 0.5
@@ -22,14 +25,13 @@ def sigmoid(x):
 def softplus(x):
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), without overflow."""
     xp = namespace(x)
-    magnitude = xp.abs(x)
-    y = xp.log1p(xp.exp(-magnitude))
-    y += 0.5 * (x + magnitude)  # max(x, 0): exact, and faster than maximum with a scalar
+    y = xp.log1p(xp.exp(-xp.abs(x)))
+    y += xp.maximum(x, 0.0)
     return y
 
 
 def expm1_minus(r):
-    """e^r - 1 - r ≥ 0, to full relative accuracy.
+    """e^r - 1 - r ≥ 0, to a relative accuracy of about 1e-14 in float64 and 1e-5 in float32.
 
     `expm1(r) - r` loses all digits as r → 0, where the value is about r²/2; there the Taylor series
     r² (1/2! + r/3! + r²/4! + ...) takes over.
@@ -68,15 +70,29 @@ def logsumexp(x, axis: int = -1):
 def log_ndtr(x):
     """log Φ(x), the log of the standard normal distribution function, accurate in both tails.
 
-    With z = |x|/√2 and t = 2/(2+z) in (0, 1], erfc(z) = t e^(-z² + P(t)), where P is smooth on the
-    whole interval and is evaluated as a Chebyshev series. The exponent is never formed, so the
-    lower tail keeps its relative accuracy far below the smallest representable probability.
+    Below 0 the probability itself is never formed, so its logarithm keeps its relative accuracy far
+    beyond the smallest representable number.
     """
     xp = namespace(x)
-    z = xp.abs(x) * sqrt(0.5)
-    t = 2.0 / (2.0 + z)
-    log_tail = xp.log(t) - z * z + _chebyshev(2.0 * t - 1.0) - log(2.0)  # log Φ(-|x|)
+    log_tail = log_tail_ratio(xp.abs(x)) - 0.5 * x * x  # log Φ(-|x|)
     return xp.where(x < 0.0, log_tail, xp.log1p(-xp.exp(log_tail)))
+
+
+def log_tail_ratio(x):
+    """log Φ(-x) + ½x² for x ≥ 0: the normal tail without its Gaussian factor, a slow function.
+
+    With z = x/√2 and t = 2/(2+z) in (0, 1], erfc(z) = t e^(-z² + P(t)), where P is smooth on the
+    whole interval and is evaluated as a Chebyshev series.
+    """
+    t = 2.0 / (2.0 + x * sqrt(0.5))
+    return namespace(x).log(0.5 * t) + _chebyshev(2.0 * t - 1.0)
+
+
+def normal_hazard(x):
+    """φ(x) / Φ(-x), the inverse Mills ratio: about x for large x, φ(x) for very negative x."""
+    xp = namespace(x)
+    upper = xp.exp(-log_tail_ratio(xp.abs(x)) - 0.5 * LOG_2PI)
+    return xp.where(x < 0.0, xp.exp(normal_log_pdf(x) - log_ndtr(-x)), upper)
 
 
 def normal_log_pdf(x):

@@ -10,6 +10,8 @@ Row i is therefore the same whether 4 or 64 rows are asked for, and a worker tha
 """
 
 import hashlib
+import json
+from numbers import Integral
 
 import numpy as np
 
@@ -33,9 +35,13 @@ class Stream:
         self.path: tuple = (int(seed),)
         self.backend, self.first_row = backend, 0
 
-    def at(self, *names) -> "Stream":
-        """The stream further down the path: `stream.at("train", 17).at("eps")`."""
-        return self._with(self.path + names, self.first_row)
+    def at(self, *names: str | int) -> "Stream":
+        """The stream further down the path: `stream.at("train", 17).at("eps")`.
+
+        Raises:
+            TypeError: a name is neither a string nor a whole number.
+        """
+        return self._with(self.path + tuple(_name(name) for name in names), self.first_row)
 
     def from_row(self, first: int) -> "Stream":
         """The same stream, whose row 0 is now row `first` of before."""
@@ -46,8 +52,12 @@ class Stream:
         return self.backend.asarray(self._rows(shape, np.random.Generator.standard_normal))
 
     def uniform(self, shape):
-        """Uniform numbers in [0, 1) of that shape, as an array of the stream's backend."""
-        return self.backend.asarray(self._rows(shape, np.random.Generator.random))
+        """Uniform numbers in [0, 1) of that shape, as an array of the stream's backend.
+
+        They are multiples of 2^-24, which float32 holds exactly and never rounds up to 1.
+        """
+        drawn = self._rows(shape, np.random.Generator.random)
+        return self.backend.asarray(np.floor(drawn * 2.0**24) * 2.0**-24)
 
     def permutation(self, n: int) -> np.ndarray:
         """A random order of 0..n-1, as host integers."""
@@ -71,9 +81,16 @@ class Stream:
         return drawn[start % BLOCK if parts else 0 :]
 
 
+def _name(name) -> str | int:
+    if isinstance(name, str):
+        return name
+    if isinstance(name, Integral):
+        return int(name)  # NumPy's integers too: 3 is 3
+    raise TypeError(f"a stream's key is made of strings and whole numbers, got {name!r}")
+
+
 def _generator(path: tuple, block: int) -> np.random.Generator:
-    text = "/".join(f"{type(name).__name__}:{name}" for name in path)
-    key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    key = hashlib.blake2b(json.dumps(path).encode(), digest_size=16).digest()
     # the block index fills the counter's highest word, which no draw within a block can reach
     bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=block << 192)
     return np.random.Generator(bits)

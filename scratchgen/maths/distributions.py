@@ -11,9 +11,10 @@ from scratchgen.core.numerics import (
     LOG_2PI,
     expm1_minus,
     log1mexp,
-    log_diff_exp,
     log_ndtr,
+    log_tail_ratio,
     logsumexp,
+    normal_hazard,
     normal_log_pdf,
     sigmoid,
     softplus,
@@ -58,15 +59,14 @@ def normal_nll(x, mean, logvar):
 
     Source: VAE-3, VAE-7
     """
-    xp = namespace(mean)
-    precision, gap = xp.exp(-logvar), x - mean
-    weighted = gap * precision
+    inverse = namespace(mean).exp(-0.5 * logvar)
+    scaled = (x - mean) * inverse
 
     def pullback(d_nll):
-        dx = d_nll * weighted
-        return dx, -dx, 0.5 * d_nll * (1.0 - gap * weighted)
+        dx = d_nll * scaled * inverse
+        return dx, -dx, 0.5 * d_nll * (1.0 - scaled * scaled)
 
-    return 0.5 * (gap * weighted + logvar + LOG_2PI), pullback
+    return 0.5 * (scaled * scaled + logvar + LOG_2PI), pullback
 
 
 def normal_kl(mean_q, logvar_q, mean_p, logvar_p):
@@ -86,14 +86,15 @@ def normal_kl(mean_q, logvar_q, mean_p, logvar_p):
     Source: VAE-5
     """
     xp = namespace(mean_q)
-    gap, precision, r = mean_q - mean_p, xp.exp(-logvar_p), logvar_q - logvar_p
+    r, inverse = logvar_q - logvar_p, xp.exp(-0.5 * logvar_p)
+    scaled = (mean_q - mean_p) * inverse
 
     def pullback(d_kl):
-        d_mean = d_kl * gap * precision
+        d_mean = d_kl * scaled * inverse
         d_r = 0.5 * d_kl * xp.expm1(r)
-        return d_mean, d_r, -d_mean, -d_r - 0.5 * d_mean * gap
+        return d_mean, d_r, -d_mean, -d_r - 0.5 * d_kl * scaled * scaled
 
-    return 0.5 * (expm1_minus(r) + gap * gap * precision), pullback
+    return 0.5 * (expm1_minus(r) + scaled * scaled), pullback
 
 
 def standard_normal_kl(mean, logvar):
@@ -117,7 +118,9 @@ def standard_normal_kl(mean, logvar):
 
 
 def bernoulli_nll(x, logits):
-    """-log Bernoulli(x; sigmoid(logits)) = softplus(logits) - x·logits, elementwise.
+    """-log Bernoulli(x; sigmoid(l)) = max(l, 0) - x·l + log1p(e^-|l|), elementwise.
+
+    Summed in that order, because for a confident and right answer the first two cancel exactly.
 
     Args:
         x: (...), in {0, 1}; values between are the cross-entropy to that probability.
@@ -129,8 +132,10 @@ def bernoulli_nll(x, logits):
 
     Source: VAE-7
     """
-    nll = softplus(logits)
+    xp = namespace(logits)
+    nll = xp.maximum(logits, 0.0)
     nll -= x * logits
+    nll += xp.log1p(xp.exp(-xp.abs(logits)))
 
     def pullback(d_nll):
         d_logits = sigmoid(logits)
@@ -160,19 +165,20 @@ def discretised_logistic_nll(x, mean, log_scale, levels: int):
     Source: [Salimans 2017]
     """
     xp = namespace(mean)
-    low, high = _end_bins(x, mean, levels)
+    low, high = _end_bins(x, levels)
     inside = (1.0 - low) * (1.0 - high)
     inverse, half = xp.exp(-log_scale), 1.0 / levels
     gap = x - mean
     a, b, width = (gap + half) * inverse, (gap - half) * inverse, 2.0 * half * inverse
     upper, lower = 1.0 - high, 1.0 - low  # whether the bin has an upper and a lower edge
-    nll = upper * softplus(-a)
-    nll += lower * softplus(b)
+    above, below = softplus(-a), softplus(b)
+    nll = upper * above
+    nll += lower * below
     nll -= inside * log1mexp(width)
 
     def pullback(d_nll):
-        da = -upper * sigmoid(-a) * d_nll
-        db = lower * sigmoid(b) * d_nll
+        da = -upper * xp.exp(-above - a) * d_nll  # σ(-a), with its digits in the tail
+        db = lower * xp.exp(b - below) * d_nll  # σ(b)
         d_width = inside * xp.exp(-width) / xp.expm1(-width) * d_nll
         return -(da + db) * inverse, -(da * a + db * b + d_width * width)
 
@@ -182,9 +188,17 @@ def discretised_logistic_nll(x, mean, log_scale, levels: int):
 def discretised_normal_nll(x, mean, logvar, levels: int):
     """-log P(bin of x) under a normal distribution, elementwise.
 
-        P = Φ(a) - Φ(b),   a, b = (x ± 1/K - mean) e^(-logvar/2)
+    In units of the standard deviation let c ≥ 0 be the distance from the mean to the bin's centre
+    and w its width; u, v = c ∓ w/2 are its edges. With the tail Φ(-u) of the nearer edge,
 
-    computed as a difference of logarithms on the side of the nearer tail.
+        P = Φ(-u) - Φ(-v) = Φ(-u) (1 - e^-δ),   δ = log Φ(-u) - log Φ(-v)
+
+    δ is cw plus a difference of slowly varying functions, and φ/Φ is the hazard, so no large
+    numbers are subtracted however far the tail. Where the bin is narrow δ itself cancels, and
+
+        P = φ(c) w (1 + w²(c² - 1)/24 + w⁴(c⁴ - 6c² + 3)/1920 + ...)
+
+    The end bins keep all mass beyond their inner edge.
 
     Args:
         x: (...), bin centres in [-1, 1].
@@ -198,19 +212,36 @@ def discretised_normal_nll(x, mean, logvar, levels: int):
     Source: DDPM-8, VAE-7
     """
     xp = namespace(mean)
-    low, high = _end_bins(x, mean, levels)
-    inverse, half = xp.exp(-0.5 * logvar), 1.0 / levels
-    gap = x - mean
-    a, b = (gap + half) * inverse, (gap - half) * inverse
-    flip = gap > 0.0
-    near, far = xp.where(flip, -b, a), xp.where(flip, -a, b)  # Φ(near) - Φ(far), both in one tail
-    log_p = log_diff_exp(log_ndtr(near), log_ndtr(far))
-    log_p = xp.where(low > 0.0, log_ndtr(a), xp.where(high > 0.0, log_ndtr(-b), log_p))
+    low, high = _end_bins(x, levels)
+    end, inverse = low + high, xp.exp(-0.5 * logvar)
+    gap = (x - mean) * inverse
+    c, w = xp.abs(gap), (2.0 / levels) * inverse
+    edge = 0.5 * w + (low - high) * gap  # how far the mean lies inside an end bin's inner edge
+
+    narrow = w * (1.0 + c) < 0.05
+    cn, wn = xp.where(narrow, c, 0.0), xp.where(narrow, w, 0.01)  # the series is for these alone
+    s2, s4 = (cn * cn - 1.0) / 24.0, (cn**4 - 6.0 * cn * cn + 3.0) / 1920.0
+    series = 1.0 + wn**2 * s2 + wn**4 * s4
+    log_narrow = normal_log_pdf(cn) + xp.log(wn * series)
+
+    u, v = c - 0.5 * w, c + 0.5 * w
+    slow = xp.where(u < 0.0, log_ndtr(-u) + 0.5 * u * u, log_tail_ratio(xp.abs(u)))
+    delta = xp.where(narrow, 1.0, c * w + slow - log_tail_ratio(v))
+    log_far = log_ndtr(-u) + log1mexp(delta)
+
+    log_p = xp.where(end > 0.0, log_ndtr(edge), xp.where(narrow, log_narrow, log_far))
 
     def pullback(d_nll):
-        da = -(1.0 - high) * xp.exp(normal_log_pdf(a) - log_p) * d_nll
-        db = (1.0 - low) * xp.exp(normal_log_pdf(b) - log_p) * d_nll
-        return -(da + db) * inverse, -0.5 * (da * a + db * b)
+        inside = -xp.expm1(-delta)
+        near, far = normal_hazard(u) / inside, normal_hazard(v) * xp.exp(-delta) / inside
+        series_c = wn**2 * cn / 12.0 + wn**4 * (cn**3 - 3.0 * cn) / 480.0
+        series_w = 2.0 * wn * s2 + 4.0 * wn**3 * s4
+        dc = xp.where(narrow, series_c / series - cn, far - near)
+        dw = xp.where(narrow, series_w / series + 1.0 / wn, 0.5 * (near + far))
+        hazard = normal_hazard(-edge)
+        d_gap = (1.0 - end) * xp.sign(gap) * dc + (low - high) * hazard
+        d_scale = (1.0 - end) * (c * dc + w * dw) + end * hazard * edge
+        return d_nll * d_gap * inverse, 0.5 * d_nll * d_scale
 
     return -log_p, pullback
 
@@ -226,7 +257,7 @@ def categorical_nll(codes, logits):
         nll: (...), nats.
         pullback: d_nll (...) -> d_logits (..., K).
 
-    Source: VAE-7
+    Source: [Bishop 2006]
     """
     xp = namespace(logits)
     total = logsumexp(logits, axis=-1)
@@ -239,7 +270,7 @@ def categorical_nll(codes, logits):
     return total - xp.sum(chosen * logits, axis=-1), pullback
 
 
-def _end_bins(x, like, levels: int):
-    """1 where x lies in the lowest bin, 1 where in the highest, as arrays of `like`'s dtype."""
+def _end_bins(x, levels: int):
+    """1 where x lies in the lowest bin, and 1 where in the highest, as floating arrays."""
     xp, edge = namespace(x), 1.0 - 2.0 / levels
     return xp.astype(x < -edge, x.dtype), xp.astype(x > edge, x.dtype)

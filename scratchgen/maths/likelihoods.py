@@ -8,8 +8,8 @@ Each has the same four doors: `width`, how many numbers the network gives per da
 from abc import ABC, abstractmethod
 from math import log
 
-from scratchgen.core.arrays import namespace
-from scratchgen.core.numerics import level_centres, level_codes, sigmoid
+from scratchgen.core.arrays import halves, namespace
+from scratchgen.core.numerics import level_centres, level_codes, logsumexp, sigmoid
 from scratchgen.maths.distributions import (
     bernoulli_nll,
     categorical_nll,
@@ -180,7 +180,7 @@ class DiscretisedNormal(Levels):
 class Categorical(Levels):
     """K free probabilities per data dimension: h holds C·K logits, those of one dimension together.
 
-    Source: VAE-7
+    Source: [Bishop 2006]
     """
 
     def __init__(self, levels: int):
@@ -194,15 +194,8 @@ class Categorical(Levels):
 
     def log_probabilities(self, h):
         """h (N, ..., C·K) -> log P of each level, (N, ..., C, K)."""
-        zero = namespace(h).astype(0.0 * h, namespace(h).int64)[..., : h.shape[-1] // self.levels]
         logits = self._logits(h)
-        return logits - (logits[..., 0] + categorical_nll(zero, logits)[0])[..., None]
+        return logits - logsumexp(logits)[..., None]
 
     def _logits(self, h):
         return namespace(h).reshape(h, (*h.shape[:-1], -1, self.levels))
-
-
-def halves(h):
-    """The two halves of the last axis."""
-    c = h.shape[-1] // 2
-    return h[..., :c], h[..., c:]

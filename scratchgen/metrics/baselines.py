@@ -42,8 +42,8 @@ def mixture_bits(train: np.ndarray, test: np.ndarray, levels: int, components: i
 
         p(x) = Σ_c w_c Π_d p_cd(x_d),   p_cd(k) ∝ 1 + expected count of level k
 
-    The one added to every count, and to every weight, is a uniform Dirichlet prior's; without it
-    a level unseen in training would cost infinitely many bits.
+    The one added to every count, and to every weight, is that of the posterior mean under a uniform
+    prior; without it a level unseen in training would cost infinitely many bits.
 
     Args:
         train, test: (N, D) uint8 codes.

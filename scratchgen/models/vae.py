@@ -5,11 +5,10 @@ z ~ p(z) = N(0, I),   x ~ p(x | z) = likelihood(decoder(z)),   q(z | x) = N(μ(x
 -ELBO(x) = E_q[-log p(x | z)] + KL(q(z | x) ‖ p(z))
 """
 
-from scratchgen.core.arrays import example_sum, namespace, per_example
+from scratchgen.core.arrays import example_sum, halves, namespace, per_example
 from scratchgen.core.module import Module, run
 from scratchgen.core.numerics import normal_log_pdf
 from scratchgen.maths.distributions import reparameterise, standard_normal_kl
-from scratchgen.maths.likelihoods import halves
 
 
 class Vae(Module):
@@ -120,12 +119,30 @@ class Vae(Module):
 
     def _nll(self, x, z, stream):
         """-log p(x | z) for z (L, N, K): (L·N,) nats, and its pullback to dz (L·N, K)."""
-        xp = namespace(z)
-        flat = xp.reshape(z, (-1, z.shape[-1]))
-        h, decoder_pullback = run(self.decoder, flat, stream, "decoder")
-        repeated = x if z.shape[0] == 1 else xp.concat([x] * z.shape[0])
+        xp, samples = namespace(z), z.shape[0]
+        h, decoder_pullback = self._decode(z, stream)
+        repeated = x if samples == 1 else xp.concat([x] * samples)
         nll, nll_pullback = self.likelihood.nll(repeated, h)
         return example_sum(nll), lambda d: decoder_pullback(nll_pullback(per_example(d, nll)))
+
+    def _decode(self, z, stream):
+        """The decoder on z (L, N, K), one sample after another; its pullback to dz (L·N, K).
+
+        Where it drops out, each sample has its own stream, so that a row's noise depends on the
+        example and the sample, not on how many rows there are.
+        """
+        xp, n = namespace(z), z.shape[1]
+        if stream is None or not getattr(self.decoder, "draws", False):
+            return self.decoder(xp.reshape(z, (-1, z.shape[2])))
+        streams = [stream.at("sample", i) for i in range(z.shape[0])]
+        runs = [run(self.decoder, z[i, ...], s, "decoder") for i, s in enumerate(streams)]
+
+        def pullback(dh):
+            return xp.concat(
+                [pull(dh[i * n : (i + 1) * n, ...]) for i, (_, pull) in enumerate(runs)]
+            )
+
+        return xp.concat([h for h, _ in runs]), pullback
 
 
 def active_units(kl_per_dimension, threshold: float = 0.01) -> int:

@@ -8,7 +8,7 @@ weak test cannot pass, and a correct formula fails with probability at most alph
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import erfc, exp, log, pi, sqrt
+from math import erfc, exp, inf, log, pi, sqrt
 
 import numpy as np
 
@@ -46,7 +46,7 @@ checks: list[Check] = []
 """Every check passed in this process; a test session sums their alphas into its budget."""
 
 
-def resolution(expected: float, spread: float) -> float:
+def default_resolution(expected: float, spread: float) -> float:
     """The default resolution: 2 % of the value, or of the spread of what is averaged, if larger."""
     return 0.02 * max(abs(expected), spread)
 
@@ -56,6 +56,7 @@ def assert_mean(
     expected: float,
     resolution: float,
     alpha: float = 1e-9,
+    spread: float | None = None,
     first: int = 4096,
     growth: int = 4,
     most: int = 2**22,
@@ -70,8 +71,12 @@ def assert_mean(
         d + h ≤ resolution →  pass
         otherwise          →  look again, Underpowered when n would exceed `most`
 
-    Nothing is decided before n is large enough for the sample's skewness (Cramér's correction), nor
-    from samples that are all equal, unless they equal `expected` too.
+    Nothing is decided before n is large enough for the sample's skewness (Cramér's correction).
+    Samples that are all equal prove nothing by themselves, since a rare value may be unseen; they
+    pass only under a known bound on |X - expected|, by P(unseen) = (1 - p)^n.
+
+    The guarantees hold up to the normal approximation: for bounded or light tails, not for values
+    so rare and large that no sample contains one.
 
     Args:
         draw: (n, look) -> (n,) independent samples, or -> (samples, controls) where controls
@@ -79,6 +84,7 @@ def assert_mean(
         expected: the number to be confirmed.
         resolution: an error of this size or more passes with probability at most alpha.
         alpha: the probability of a false alarm, and of a false pass.
+        spread: a bound on |X - expected|, needed where X may be constant.
         first, growth, most: sample sizes.
 
     Returns:
@@ -99,12 +105,15 @@ def assert_mean(
         z = normal_quantile(alpha * 0.5 ** (look + 1))
         rounding = 1e-13 * max(1.0, abs(expected), abs(mean))
         half_width, distance = z * error + rounding, abs(mean - expected)
-        unseen = error == 0.0 and distance > rounding  # equal samples prove nothing: a rare event
-        if n >= (z**3 * abs(skewness) / 3.0) ** 2 and not unseen:
+        if error == 0.0:
+            # of a value seen in none of n samples, the mass is below log(1/alpha)/n
+            unseen = log(1.0 / alpha) * 2.0 * spread / n if spread is not None else inf
+            half_width = max(half_width, unseen)
+        if n >= (z**3 * abs(skewness) / 3.0) ** 2:
             if distance > half_width:
                 raise MonteCarloFailure(
                     f"simulated {mean:.8g} ± {error:.2g} but expected {expected:.8g}: "
-                    f"{distance / error:.1f} standard errors, n = {n}"
+                    f"{distance / error if error else inf:.1f} standard errors, n = {n}"
                 )
             if distance + half_width <= resolution:
                 passed = Check(n, look + 1, z * distance / half_width, resolution, alpha)

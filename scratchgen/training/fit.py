@@ -100,7 +100,9 @@ class Fit:
         means = {name: float(namespace(term).mean(term)) for name, term in terms.items()}
         for name, mean in means.items():
             if not isfinite(mean):
-                raise NotFinite(self._diagnosis(step, name, mean))
+                message = self._diagnosis(step, name, mean)
+                self.params.grad[...] = 0.0
+                raise NotFinite(message)
         self.optimiser.step()
         if self.ema is not None:
             self.ema.step()
@@ -134,7 +136,7 @@ class Fit:
             describe: last logged row -> the few words shown beside the progress.
 
         Raises:
-            NotFinite: as `advance`; the last good state has been saved.
+            NotFinite: as `advance`; what is saved is the last state whose parameters were finite.
         """
         if path and not path.exists():
             self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
@@ -148,12 +150,12 @@ class Fit:
                         self.save(path, meta or {})
                         saved = time.monotonic()
         except NotFinite:
-            if path:
+            if path and self.params.first_nonfinite() is None:
                 self.save(path, meta or {})
             raise
         if path:
             self.save(path, meta or {})
-        if received:
+        if received and self.steps_done < last_step:
             raise KeyboardInterrupt
 
     @property

@@ -65,10 +65,13 @@ class Adam:
         g *= g
         self.v *= self.beta2
         self.v += g
-        update = self.m / (namespace(g).sqrt(self.v) + self.tiny / root)
-        update *= rate
-        theta -= update
-        g *= 0.0
+        spread = namespace(g).sqrt(self.v)
+        spread += self.tiny / root
+        g[...] = self.m  # the gradient is used up; its vector holds the update now
+        g /= spread
+        g *= rate
+        theta -= g
+        g[...] = 0.0
         self.params.changed()
 
     def state(self) -> dict:
@@ -134,8 +137,12 @@ def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
     """
     if not limit > 0.0:
         raise ValueError(f"the norm limit must be positive, got {limit}")
-    g = params.grad
-    norm = sqrt(float(namespace(g).sum(g * g)))
+    g, xp = params.grad, namespace(params.grad)
+    largest = float(xp.max(xp.abs(g)))
+    if not 0.0 < largest < float("inf"):
+        return largest  # nothing to shorten, or nothing that can be
+    scaled = g / largest  # whose squares cannot overflow
+    norm = largest * sqrt(float(xp.sum(scaled * scaled)))
     if norm > limit:
         g *= limit / norm
     return norm

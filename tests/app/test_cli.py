@@ -75,8 +75,8 @@ def test_metrics_are_logged_in_named_units(run):
     assert step == 60
     assert total == pytest.approx(reconstruction + kl)
     assert bits == pytest.approx(total / (64 * np.log(2)))
-    first = float(rows[0].split(",")[3])
-    assert total < first - 20.0, "the model learns"
+    losses = [float(row.split(",")[3]) for row in rows]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 10.0, "the model learns"
 
 
 def test_a_stopped_run_resumed_in_a_fresh_process_is_the_unbroken_run(tmp_path):
@@ -198,7 +198,6 @@ def test_other_refusals(run, tmp_path, capsys):
     assert "--seed" in refused(capsys, "sample", run, "--seed", -1)
     assert "not a run folder" in refused(capsys, "evaluate", tmp_path)
     assert "new or an empty folder" in refused(capsys, "train", "vae", "--out", run)
-    assert "already taken all its 60 steps" in refused(capsys, "train", "--resume", run)
     assert "leave out --out" in refused(capsys, "train", "--resume", run, "--out", tmp_path / "x")
     complaint = refused(capsys, "train", "vae", "--resume", run, "--seed", 6)
     assert "was started with seed 5, not 6" in complaint
@@ -273,6 +272,17 @@ def test_too_little_memory_is_one_sentence(run, capsys, monkeypatch):
     assert "not enough memory" in refused(capsys, "evaluate", run)
 
 
+def test_resuming_a_finished_run_redraws_its_figures(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "figures" / "loss.png").unlink()
+    (copy / "metrics.csv").unlink()
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert "already taken all its 60 steps" in capsys.readouterr().err
+    assert (copy / "figures" / "loss.png").is_file()
+    assert (copy / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+
+
 def test_run_numbers_go_on_after_9999(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("9999-a", "10000-b"):
@@ -332,11 +342,12 @@ def test_the_demo_goes_the_whole_way(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("net", ["linear", "sigmoid", "deep"])
 def test_autoencoders_train_and_are_measured_beside_principal_components(tmp_path, capsys, net):
     out = tmp_path / net
-    flags = ["--net", net, "--steps", "80", "--width", "16", "--latent", "4", "--quiet"]
+    flags = ["--net", net, "--steps", "300", "--width", "16", "--latent", "4", "--quiet"]
+    flags += ["--learning-rate", "0.03", "--ema", "0.9"]
     assert main(["train", "autoencoder", *flags, "--out", str(out)]) == 0
     assert main(["evaluate", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["squared_error_per_dim"] < found["baselines"]["mean image"] * 1.5
+    assert found["squared_error_per_dim"] < found["baselines"]["mean image"]
     assert found["baselines"]["4 principal components"] < found["baselines"]["mean image"]
     header = (out / "metrics.csv").read_text("utf-8").splitlines()[0]
     assert header == "step,squared_error_per_example,squared_error_per_dim"

@@ -72,6 +72,30 @@ def test_a_frozen_pullback_refuses_another_theta_too():
         pullback(y)
 
 
+def test_a_reading_refuses_to_be_read_at_another_theta():
+    layer = Linear(2, 2)
+    params = bound(layer)
+    reading = layer.weight.read()
+    params.changed()
+    with pytest.raises(StalePullback):
+        _ = reading.value
+
+
+def test_a_module_belongs_to_one_vector():
+    layer = Linear(2, 2)
+    bound(layer)
+    with pytest.raises(ValueError, match="weight already belongs to another vector"):
+        bound(layer)
+
+
+def test_layers_in_dictionaries_are_found():
+    class Named(Module):
+        def __init__(self):
+            self.heads = {"mean": Linear(2, 1), "scale": Linear(2, 1)}
+
+    assert list(bound(Named()).table)[::2] == ["heads.mean.weight", "heads.scale.weight"]
+
+
 def test_an_unbound_layer_says_what_to_do():
     with pytest.raises(RuntimeError, match="FlatParameters"):
         Linear(2, 2)(normals(0, 1, 2))
@@ -85,15 +109,21 @@ def test_gradient_goes_where_each_thread_chose():
 
     def shard(name):
         with params.gradient_into(np.zeros_like(params.theta)) as mine:
+            together.wait()  # both have chosen before either adds
             pullback(y)
+            together.wait()
             chosen[name] = mine
 
+    together = threading.Barrier(2)
     threads = [threading.Thread(target=shard, args=(name,)) for name in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not np.any(params.grad)
+    with params.frozen(), params.gradient_into(params.grad):
+        assert params.gradient is params.grad
+    assert params.gradient is params.grad
     pullback(y)
     np.testing.assert_array_equal(chosen["a"], params.grad)
     np.testing.assert_array_equal(chosen["b"], params.grad)

@@ -1,7 +1,7 @@
 """core/numerics.py against 50-digit arithmetic, SciPy and math.erfc."""
 
 from decimal import Decimal
-from math import erfc, log, sqrt
+from math import erfc, exp, log, pi, sqrt
 
 import numpy as np
 import pytest
@@ -80,6 +80,26 @@ def test_codes_survive_scaling_and_back(levels, data):
     assert np.all(np.abs(x) < 1.0)
     np.testing.assert_array_equal(numerics.level_codes(x, levels), codes)
     np.testing.assert_array_equal(numerics.level_codes(x.astype(np.float32), levels), codes)
+
+
+def test_end_bins_are_open():
+    x = np.asarray([-5.0, -1.0, 1.0, 5.0])
+    np.testing.assert_array_equal(numerics.level_codes(x, 17), [0, 0, 16, 16])
+
+
+@given(st.floats(0.0, 1e8))
+def test_log_tail_ratio_and_hazard_far_out(x):
+    """φ(x)/Φ(-x) lies in [x, x + 1/x], and is the quotient where that can be formed."""
+    hazard = one(numerics.normal_hazard, x)
+    assert x * (1.0 - 1e-14) <= hazard <= x + 1.0 / max(x, 1.0) + 1e-14 * x
+    near = min(x, 30.0)
+    want = exp(-0.5 * near * near) / sqrt(2.0 * pi) / (0.5 * erfc(near / sqrt(2.0)))
+    assert one(numerics.normal_hazard, near) == pytest.approx(want, rel=1e-12)
+    assert one(numerics.log_tail_ratio, near) == pytest.approx(
+        log(0.5 * erfc(near / sqrt(2.0))) + 0.5 * near * near, abs=1e-12 * (1.0 + near * near)
+    )
+    left = exp(-0.5 * near * near) / sqrt(2.0 * pi) / (0.5 * erfc(-near / sqrt(2.0)))
+    assert one(numerics.normal_hazard, -near) == pytest.approx(left, rel=1e-12)
 
 
 @on_every_backend

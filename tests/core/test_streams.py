@@ -1,6 +1,7 @@
 """core/streams.py: numbers that are functions of their key."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,26 @@ def test_every_backend_sees_the_same_noise(born):
     np.testing.assert_array_equal(host(Stream(7, born).at("eps").normal(shape)), want)
 
 
+def test_keys_say_exactly_what_they_are():
+    stream = Stream(0, NUMPY)
+    np.testing.assert_array_equal(stream.at(np.int64(3)).normal((2,)), stream.at(3).normal((2,)))
+    assert np.all(stream.at("a/b").normal((2,)) != stream.at("a", "b").normal((2,)))
+    with pytest.raises(TypeError, match="strings and whole numbers, got 0.5"):
+        stream.at(0.5)
+
+
+@on_every_backend
+def test_uniform_numbers_stay_below_one(born):
+    class Highest:
+        @staticmethod
+        def random(size):
+            return np.full(size, np.nextafter(1.0, 0.0))
+
+    drawn = Stream(0, born)
+    drawn._rows = lambda shape, draw: Highest.random(shape)
+    assert host(drawn.uniform((3,))).max() < 1.0
+
+
 def test_no_rows_is_an_empty_draw():
     assert Stream(0, NUMPY).normal((0, 3)).shape == (0, 3)
 
@@ -71,8 +92,17 @@ def test_moments_across_blocks_and_keys():
 
 def test_the_numbers_never_change():
     """A golden value: resumed runs and published results depend on it."""
-    drawn = Stream(1234, NUMPY).at("train", 17).at("eps").uniform((BLOCK + 1,))
-    assert [drawn[0].hex(), drawn[BLOCK].hex()] == GOLDEN
+    stream = Stream(1234, NUMPY).at("train", 17).at("eps")
+    drawn, normal = stream.uniform((BLOCK + 1,)), stream.normal((BLOCK + 1,))
+    found = [float(v).hex() for v in (drawn[0], drawn[BLOCK], normal[0], normal[BLOCK])]
+    assert found == GOLDEN
+    assert stream.permutation(8).tolist() == ORDER
 
 
-GOLDEN = ["0x1.775ca0def166cp-3", "0x1.e8c2cc667bbd2p-2"]
+GOLDEN = [
+    "0x1.752ed20000000p-1",
+    "0x1.012ed00000000p-3",
+    "0x1.e8cc62894f7b3p+0",
+    "0x1.18bcd1b7db0afp-7",
+]
+ORDER = [0, 5, 3, 4, 6, 2, 7, 1]

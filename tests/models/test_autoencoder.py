@@ -21,11 +21,11 @@ def correlated(n=200, d=5, seed=0):
     return normals(seed, n, d) @ normals(seed + 1, d, d) + normals(seed + 2, d)
 
 
-def trained_linear(x, k, steps=4000):
+def trained_linear(x, k, steps=8000):
     d = x.shape[1]
     model = Autoencoder(Linear(d, k), Linear(k, d))
     params = bound(model)
-    adam = Adam(params, warmup_cosine(0.03, steps))
+    adam = Adam(params, warmup_cosine(0.05, steps))
     for _ in range(steps):
         (loss,), pullback = model.loss(x)
         pullback(np.full(len(x), 1.0 / len(x)))

@@ -1,5 +1,6 @@
 """testing/monte_carlo.py: the tester is tested for false alarms, false passes and weakness."""
 
+from functools import partial
 from math import erfc, log, sqrt
 
 import numpy as np
@@ -31,7 +32,7 @@ def _own_registry(monkeypatch):
 
 def outcome(trial, offset, resolution=0.1):
     def draw(n, look):
-        return offset + Stream(trial, NUMPY).at("calibration", offset, look).normal((n,))
+        return offset + Stream(trial, NUMPY).at("calibration", str(offset), look).normal((n,))
 
     try:
         assert_mean(draw, 0.0, resolution, alpha=ALPHA, first=64)
@@ -66,6 +67,34 @@ def test_rare_events_are_not_judged_before_the_sample_is_symmetric(rate):
         assert_mean(draw, 1.1 * rate, rate, most=20_000)
 
 
+def test_equal_samples_pass_only_under_a_bound():
+    """Truth Bernoulli(5e-4), expected 0: mostly no event in 4096 samples, and yet it is wrong."""
+
+    def draw(trial, n, look):
+        return Stream(trial, NUMPY).at("rare", look).uniform((n,)) < 5e-4
+
+    for trial in range(50):
+        with pytest.raises((Underpowered, MonteCarloFailure)):
+            assert_mean(partial(draw, trial), 0.0, resolution=5e-4, most=20_000)
+    zeros = lambda n, look: np.zeros(n)
+    assert assert_mean(zeros, 0.0, resolution=0.1, spread=1.0).samples == 4096
+    with pytest.raises(Underpowered):
+        assert_mean(zeros, 0.0, resolution=1e-5, spread=1.0, most=20_000)
+
+
+def test_the_skewness_guard_waits_for_the_normal_approximation():
+    def draw(n, look):
+        return Stream(1, NUMPY).at(look).uniform((n,)) < 1e-3
+
+    with pytest.raises(Underpowered, match="skewness"):  # narrow enough, but not yet normal
+        assert_mean(draw, 1e-3, resolution=1e-2, most=20_000)
+
+
+def test_the_default_resolution_is_two_percent_of_the_larger():
+    assert monte_carlo.default_resolution(-10.0, 1.0) == pytest.approx(0.2)
+    assert monte_carlo.default_resolution(0.0, 5.0) == pytest.approx(0.1)
+
+
 def test_controls_leave_no_variance_in_a_quadratic():
     def draw(n, look):
         eps = Stream(0, NUMPY).at(look).normal((n,))
@@ -78,7 +107,7 @@ def test_controls_leave_no_variance_in_a_quadratic():
 
 
 def test_passed_checks_are_registered():
-    assert_mean(lambda n, look: np.ones(n), 1.0, resolution=0.1, alpha=1e-7)
+    assert_mean(lambda n, look: np.ones(n), 1.0, resolution=0.1, alpha=1e-7, spread=1.0)
     (check,) = monte_carlo.checks
     assert (check.alpha, check.looks, check.resolution) == (1e-7, 1, 0.1)
 

@@ -30,6 +30,16 @@ def test_a_wrong_pullback_is_reported(factor):
         oracle.check_pullback(spoiled(factor), X)
 
 
+def test_an_error_of_one_part_in_a_hundred_million_is_reported():
+    with pytest.raises(AssertionError, match="cotangent of argument 0"):
+        oracle.check_pullback(spoiled(1.0 + 1e-8), X)
+
+
+def test_every_argument_is_checked():
+    with pytest.raises(AssertionError, match="cotangent of argument 1"):
+        oracle.check_pullback(lambda a, b: (a * b, lambda dy: (dy * b, 1.001 * dy * a)), X, X)
+
+
 def test_a_wrong_shape_is_reported():
     with pytest.raises(AssertionError, match="shape"):
         oracle.check_pullback(lambda x: (x, lambda dy: dy[:1]), X)

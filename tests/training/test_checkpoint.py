@@ -89,6 +89,15 @@ def test_a_missing_file_says_so(tmp_path):
         load(tmp_path / "c.npz")
 
 
+def test_contents_exchanged_by_someone_who_knows_zip_are_noticed(path):
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays["theta"] = arrays["theta"] + 1.0
+    np.savez(path, **arrays)
+    with pytest.raises(CheckpointError, match="do not match its digest"):
+        load(path)
+
+
 def test_pickles_are_never_read(tmp_path):
     evil = io.BytesIO()
     np.save(evil, np.asarray([{"a": 1}], dtype=object), allow_pickle=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchgen.core.module import Buffer
+from scratchgen.core.module import Buffer, StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import tanh
 from scratchgen.layers.affine import Linear
@@ -107,7 +107,58 @@ def test_the_first_value_that_is_not_finite_stops_it_and_is_named(tmp_path):
     healthy.until(5, quiet=True)
     assert fit.steps_done == 5
     np.testing.assert_array_equal(fit.params.theta, healthy.params.theta)
+    assert not np.any(fit.params.grad)
     assert (tmp_path / "c.npz").exists()
+
+
+def test_a_broken_state_never_replaces_a_good_one(tmp_path):
+    fit = make()
+    fit.until(3, tmp_path / "c.npz", quiet=True)
+    good = (tmp_path / "c.npz").read_bytes()
+    fit.params.theta[0] = np.nan
+    with pytest.raises(NotFinite):
+        fit.until(10, tmp_path / "c.npz", quiet=True)
+    assert (tmp_path / "c.npz").read_bytes() == good
+
+
+def test_what_was_learned_so_far_is_saved_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
+    fit, again = make(), make()
+    loss = fit.loss
+
+    def killed(step, rows):
+        if step == 6:
+            raise RuntimeError("killed")
+        return loss(step, rows)
+
+    fit.loss = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        fit.until(10, tmp_path / "c.npz", quiet=True)
+    again.restore(tmp_path / "c.npz")
+    assert again.steps_done == 6
+
+
+def test_restoring_voids_earlier_pullbacks(tmp_path):
+    fit = make()
+    fit.save(tmp_path / "c.npz", {})
+    y, pullback = fit.module(np.ones((2, 3)))
+    fit.restore(tmp_path / "c.npz")
+    with pytest.raises(StalePullback):
+        pullback(y)
+
+
+def test_a_signal_during_the_last_step_does_not_undo_it(tmp_path):
+    fit = make()
+    loss = fit.loss
+
+    def interrupted(step, rows):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(step, rows)
+
+    fit.loss = interrupted
+    fit.until(10, tmp_path / "c.npz", quiet=True)
+    assert fit.steps_done == 10
 
 
 def test_a_broken_parameter_is_named():
@@ -147,6 +198,10 @@ def test_another_model_is_refused(tmp_path):
     other = Fit(net, params, Adam(params), lambda step, rows: {}, BATCH, ema=Ema(params))
     with pytest.raises(CheckpointError, match="another model"):
         other.restore(tmp_path / "c.npz")
+    renamed = make()
+    renamed.params.buffers = {"other": renamed.module.seen}
+    with pytest.raises(CheckpointError, match="lacks parameters or buffers"):
+        renamed.restore(tmp_path / "c.npz")
     without_average = make()
     without_average.ema = None
     with pytest.raises(CheckpointError, match="another ema setting"):

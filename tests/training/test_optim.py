@@ -13,7 +13,7 @@ from scratchgen.layers.affine import Linear
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.optim import Adam, Ema, clip_by_global_norm, warmup_cosine
 
-from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+from support import BACKENDS, NUMPY, bound, host, normals, on_every_backend, tolerance
 
 
 def textbook(theta, gradients, lr, beta1, beta2, tiny, decay):
@@ -29,6 +29,7 @@ def textbook(theta, gradients, lr, beta1, beta2, tiny, decay):
     return float(theta)
 
 
+FLOAT32 = BACKENDS[1]
 rates = st.floats(0.0, 0.999)
 
 
@@ -113,6 +114,19 @@ def test_clipping_shortens_and_never_turns(seed, limit):
     norm = clip_by_global_norm(params, limit)
     assert norm == pytest.approx(np.linalg.norm(g), rel=1e-12)
     np.testing.assert_allclose(params.grad, g * min(1.0, limit / norm), rtol=1e-12)
+
+
+def test_huge_gradients_neither_overflow_nor_linger():
+    params = bound(Linear(3, 2), born=FLOAT32)
+    params.grad[...] = np.float32(1e30)
+    assert clip_by_global_norm(params, 1.0) == pytest.approx(1e30 * 8**0.5, rel=1e-5)
+    np.testing.assert_allclose(params.grad, 8**-0.5, rtol=1e-5)
+    params.grad[...] = np.float32(1e20)
+    with np.errstate(over="ignore"):
+        Adam(params).step()
+    assert not np.any(params.grad)
+    assert np.all(np.isfinite(params.theta))
+    assert clip_by_global_norm(params, 1.0) == 0.0
 
 
 def test_the_schedule_rises_then_falls():

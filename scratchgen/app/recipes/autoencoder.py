@@ -7,7 +7,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Config, Recipe, option
-from scratchgen.core.arrays import to_host
+from scratchgen.core.arrays import full_like, to_host
 from scratchgen.data.digits import Digits
 from scratchgen.layers.activations import sigmoid
 from scratchgen.layers.affine import Linear
@@ -58,7 +58,7 @@ class AutoencoderRecipe(Recipe):
         """The summed squared error of each example."""
         x, noise = self.batch(step, rows)
         (squared_error,), pullback = self.model.loss(x, noise)
-        pullback(0.0 * squared_error + 1.0 / self.config.batch_size)
+        pullback(full_like(squared_error, 1.0 / self.config.batch_size))
         return {"squared_error": squared_error}
 
     def columns(self, row: dict[str, float]) -> dict[str, float]:

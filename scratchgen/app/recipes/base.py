@@ -188,6 +188,8 @@ class Recipe(ABC):
         arrays, meta = load(path)
         self.check_configuration(meta, path)
         restore_parameters(self.params, arrays, meta, path)
+        if "ema/average" not in arrays:
+            raise CheckpointError(f"{path} holds no averaged weights")
         self.params.theta = self.born.asarray(arrays["ema/average"])
 
     def resume(self, path: Path) -> None:

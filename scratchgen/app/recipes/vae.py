@@ -10,7 +10,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
-from scratchgen.core.arrays import to_host
+from scratchgen.core.arrays import full_like, to_host
 from scratchgen.core.streams import BLOCK, Stream
 from scratchgen.data.digits import Digits
 from scratchgen.maths.bounds import bits_per_dim
@@ -65,7 +65,7 @@ class VaeRecipe(Recipe):
         x, noise = self.batch(step, rows)
         eps = noise.at("eps").normal((x.shape[0], self.config.latent))
         (reconstruction, kl), pullback = self.model.loss(x, eps[None, ...], noise)
-        share = 0.0 * kl + 1.0 / self.config.batch_size
+        share = full_like(kl, 1.0 / self.config.batch_size)
         pullback(share, self.config.beta * share)
         return {"reconstruction": reconstruction, "kl": kl}
 
