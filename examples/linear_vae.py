@@ -40,7 +40,7 @@ def train(x: np.ndarray, tau: float, steps: int, stream: Stream) -> tuple[Vae, f
     n, dims = x.shape
     vae = Vae(Linear(dims, 2 * LATENT), Linear(LATENT, dims), FixedNormal(tau))
     params = FlatParameters(vae, stream.at("initial"))
-    adam = Adam(params, warmup_cosine(0.02, steps))
+    adam = Adam(params, warmup_cosine(0.05, steps))
     points = sqrt(LATENT) * np.concatenate([np.eye(LATENT), -np.eye(LATENT)])
     eps = np.repeat(points[:, None, :], n, axis=1)
     share = np.full(n, 1.0 / n)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps only")
     given = parser.parse_args()
-    steps = 20 if given.smoke else 4000
+    steps = 20 if given.smoke else 8000
 
     stream = Stream(given.seed, backend("numpy", "float64"))
     scales = np.sqrt([4.0, 1.5, 0.3, 0.3, 0.3])

@@ -53,7 +53,7 @@ def linear_vae(seed: int) -> dict[str, float]:
 
     Source: VAE-8
     """
-    dims, latent, n, steps = 8, 3, 400, 4000
+    dims, latent, n, steps = 8, 3, 400, 8000
     stream = Stream(seed, backend("numpy", "float64"))
     scales = np.sqrt([5.0, 2.5, 1.0, *[0.2] * (dims - latent)])
     rotation, _ = np.linalg.qr(stream.at("rotation").normal((dims, dims)))
@@ -61,7 +61,7 @@ def linear_vae(seed: int) -> dict[str, float]:
     _, eigenvalues, axes = principal_components(x)
     tau = float(eigenvalues[latent:].mean())
     vae = Vae(Linear(dims, 2 * latent), Linear(latent, dims), FixedNormal(tau))
-    adam = Adam(FlatParameters(vae, stream.at("initial")), warmup_cosine(0.02, steps))
+    adam = Adam(FlatParameters(vae, stream.at("initial")), warmup_cosine(0.05, steps))
     # the loss is quadratic in ε, so these 2K points average it exactly
     points = sqrt(latent) * np.concatenate([np.eye(latent), -np.eye(latent)])
     eps, share = np.repeat(points[:, None, :], n, axis=1), np.full(n, 1.0 / n)
