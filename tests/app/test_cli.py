@@ -362,3 +362,12 @@ def test_one_latent_dimension_has_a_grid_of_one_row(tmp_path):
     flags = ["--steps", "3", "--width", "8", "--latent", "1", "--quiet", "--out", str(out)]
     assert main(["train", "vae", *flags]) == 0
     assert (out / "figures" / "latent_grid.png").is_file()
+
+
+def test_a_resumed_run_can_be_stopped_again(tmp_path):
+    out = tmp_path / "twice"
+    options = ["--steps", "9", *SMALL, "--quiet", "--out", str(out), "--stop-at", "3"]
+    assert main(["train", "vae", *options]) == 0
+    assert main(["train", "--resume", str(out), "--stop-at", "6", "--quiet"]) == 0
+    with np.load(out / "checkpoint.npz") as archive:
+        assert archive["step"] == 6

@@ -1,0 +1,133 @@
+"""app/recipes: what a configuration becomes, and that measures and figures show what they say."""
+
+from math import log
+
+import numpy as np
+import pytest
+
+from scratchgen.app import plots
+from scratchgen.app.recipes import AutoencoderRecipe, VaeRecipe, recipe_from_json
+from scratchgen.app.recipes.autoencoder import AutoencoderConfig
+from scratchgen.app.recipes.base import config_to_json
+from scratchgen.app.recipes.vae import VaeConfig
+from scratchgen.core.streams import Stream
+from scratchgen.data.digits import load_digits
+from scratchgen.metrics.baselines import baselines
+from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
+from scratchgen.training.checkpoint import load
+
+SMALL = {"width": 16, "latent": 3, "batch_size": 10, "steps": 30, "dtype": "float64"}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    recipe = VaeRecipe(VaeConfig(**SMALL))
+    meta = {"config": config_to_json(recipe)}
+    recipe.fit.until(30, tmp_path / "c.npz", meta, quiet=True)
+    return recipe
+
+
+@pytest.mark.parametrize("recipe", [VaeRecipe, AutoencoderRecipe])
+def test_configurations_survive_json(recipe):
+    made = recipe(recipe.config_type(**SMALL, seed=4))
+    again = recipe_from_json(config_to_json(made))
+    assert type(again) is recipe
+    assert again.config == made.config
+    np.testing.assert_array_equal(again.params.theta, made.params.theta)
+
+
+@pytest.mark.parametrize(("hold_out", "part"), [(False, "train"), (True, "fit")])
+def test_a_held_out_part_is_never_trained_on(hold_out, part):
+    recipe = VaeRecipe(VaeConfig(**SMALL, hold_out=hold_out))
+    want = load_digits(part).x.reshape(-1, 64)
+    seen = [recipe.batch(step, slice(0, 10))[0] for step in range(len(want) // 10)]
+    assert len(np.unique(np.concatenate(seen), axis=0)) == len(seen) * 10
+    rows = {row.tobytes() for row in want}
+    assert all(row.tobytes() in rows for row in np.concatenate(seen))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [VaeRecipe(VaeConfig(**SMALL, beta=2.0)), AutoencoderRecipe(AutoencoderConfig(**SMALL))],
+    ids=["vae", "autoencoder"],
+)
+def test_the_gradient_is_that_of_the_batch_mean_on_one_shard_or_two(recipe):
+    gradients = []
+    for shards in ([slice(0, 10)], [slice(0, 4), slice(4, 10)]):
+        with recipe.params.gradient_into(np.zeros_like(recipe.params.theta)) as gradient:
+            for rows in shards:
+                recipe.loss(3, rows)
+        gradients.append(gradient)
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-10, atol=1e-13)
+    x, noise = recipe.batch(3, slice(0, 10))
+    weights = [0.1] if recipe.name == "autoencoder" else [0.1, 0.2]
+    eps = noise.at("eps").normal((10, 3))[None]
+    arguments = (x, noise) if recipe.name == "autoencoder" else (x, eps, noise)
+    with recipe.params.gradient_into(np.zeros_like(recipe.params.theta)) as want:
+        recipe.model.loss(*arguments)[1](*(np.full(10, w) for w in weights))
+    np.testing.assert_allclose(gradients[0], want, rtol=1e-10, atol=1e-13)
+
+
+def test_the_rate_warms_up_and_falls():
+    recipe = VaeRecipe(VaeConfig(steps=2000, learning_rate=0.01, width=8))
+    rate = recipe.fit.optimiser.lr
+    assert [rate(0), rate(99), rate(1050)] == pytest.approx([1e-4, 1e-2, 5e-3])
+    assert rate(2000) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_is_evaluated_is_the_average(trained, tmp_path):
+    arrays, _ = load(tmp_path / "c.npz")
+    assert np.any(arrays["ema/average"] != arrays["theta"])
+    fresh = VaeRecipe(VaeConfig(**SMALL))
+    fresh.use_average(tmp_path / "c.npz")
+    np.testing.assert_array_equal(fresh.params.theta, arrays["ema/average"])
+
+
+def test_evaluation_reports_what_the_bounds_are(trained):
+    part = load_digits("test")
+    result = trained.evaluate(part, samples=4)
+    stream = Stream(0, trained.born).at("evaluate")
+    found = vae_bounds(trained.model, trained.flat(part), stream, latent=3, samples=4)
+    per_dim = 64.0 * log(2.0)
+    mean, error = mean_and_error(found["importance_weighted"])
+    assert result["importance_weighted_bits_per_dim"] == pytest.approx(mean / per_dim)
+    assert result["importance_weighted_bits_per_dim_standard_error"] == pytest.approx(
+        error / per_dim
+    )
+    total = found["reconstruction"] + found["kl"]
+    assert result["elbo_nats"] == pytest.approx(-total.mean())
+    assert result["bits_per_dim_standard_error"] == pytest.approx(
+        mean_and_error(total)[1] / per_dim
+    )
+    assert result["baselines"] == baselines(load_digits("train").codes, part.codes, 17)
+
+
+def test_figures_show_what_their_labels_say(trained, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "loss_curves", lambda *a: drawn.update(curves=a))
+    monkeypatch.setattr(plots, "latent_grid", lambda *a: drawn.update(grid=a))
+    trained.training_figures(tmp_path)
+    _, steps, curves, unit, lines = drawn["curves"]
+    history = trained.fit.history
+    assert unit == "bits per dimension"
+    assert steps == history["step"]
+    total = np.add(history["reconstruction"], history["kl"]) / (64.0 * log(2.0))
+    np.testing.assert_allclose(curves["-ELBO on training batches"], total)
+    held = baselines(load_digits("fit").codes, load_digits("validation").codes, 17)
+    assert lines["mixture of 10, on the last 137"] == held["mixture of 10"]
+
+    _, images, u, names, _ = drawn["grid"]
+    with trained.ema.applied():
+        rates = trained.model.kl_per_dimension(trained.flat(trained.fitted)).mean(axis=0)
+        across, down = np.argsort(-rates)[:2]
+        assert names == [f"z{across}", f"z{down}"]
+        z = np.zeros((1, 3))
+        z[0, across], z[0, down] = 1.5, -1.0  # column at Φ(1.5), row at Φ(-1)
+        want = trained.images(trained.model.decode(z))[0]
+    columns, rows = (
+        np.argmin(np.abs(np.subtract(u, 0.9332))),
+        np.argmin(np.abs(np.subtract(u, 0.1587))),
+    )
+    nearest = np.argmin(((images - want) ** 2).sum(axis=(1, 2, 3)))
+    assert abs(nearest % len(u) - columns) <= 1
+    assert abs(nearest // len(u) - rows) <= 1
