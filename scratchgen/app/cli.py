@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
     info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.add_argument("--reading", action="store_true", help="the source files to read, in order")
 
     again = doors.add_parser("reproduce", help="remake a published result and compare")
     again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
@@ -156,7 +157,7 @@ def _run(given: argparse.Namespace) -> int:
         result = commands.evaluate(given.run, given.part, given.samples)
         _print(given.json, result, commands.print_evaluation)
     elif given.command == "info":
-        _print(given.json, commands.info(given.run), commands.print_info)
+        _print(given.json, commands.info(given.run, given.reading), commands.print_info)
     elif given.command == "reproduce":
         return _reproduce(given)
     return 0

@@ -190,8 +190,11 @@ def print_evaluation(result: dict) -> None:
         print(line)
 
 
-def info(folder: Path | None) -> dict:
-    """Versions and devices, or what a run folder holds."""
+def info(folder: Path | None, reading: bool = False) -> dict:
+    """Versions and devices, or what a run folder holds, or what to read in which order."""
+    if reading:
+        path = runs.reading_path()
+        return {**path, "lines": sum(sum(files.values()) for files in path.values())}
     if folder is None:
         return runs.environment()
     config = config_to_json(runs.read_recipe(folder))

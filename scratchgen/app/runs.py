@@ -123,6 +123,19 @@ def environment(born: Backend | None = None) -> dict:
     }
 
 
+READING_PATH = ("core", "layers", "maths", "nets", "models", "training")
+
+
+def reading_path() -> dict[str, dict[str, int]]:
+    """Folder -> file -> lines, in the order to read them in."""
+    package = Path(__file__).parents[1]
+    found = {}
+    for folder in READING_PATH:
+        files = [p for p in sorted((package / folder).glob("*.py")) if p.stem != "__init__"]
+        found[folder] = {p.name: p.read_text("utf-8").count("\n") for p in files}
+    return found
+
+
 def _device(name: str) -> str:
     try:
         xp = backend(name).xp

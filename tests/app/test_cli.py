@@ -158,6 +158,10 @@ def test_info_tells_versions_and_runs(run, capsys):
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["backends"]["numpy"] == "cpu"
+    assert main(["info", "--reading", "--json"]) == 0
+    path = json.loads(capsys.readouterr().out)
+    assert list(path)[:3] == ["core", "layers", "maths"]
+    assert path["lines"] == sum(sum(path[k].values()) for k in path if k != "lines")
     assert found["blas"], "the BLAS library and its threads are named"
     assert main(["info", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
