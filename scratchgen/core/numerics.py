@@ -54,11 +54,6 @@ def log1mexp(d):
     return xp.where(small, xp.log(-xp.expm1(-near)), xp.log1p(-xp.exp(-far)))
 
 
-def log_diff_exp(a, b):
-    """log(e^a - e^b) for a > b."""
-    return a + log1mexp(a - b)
-
-
 def logsumexp(x, axis: int = -1):
     """log Σ e^x along one axis, which is dropped; the largest term is taken out first."""
     xp = namespace(x)

@@ -47,13 +47,6 @@ def test_log1mexp_keeps_its_digits(d):
     assert relative(one(numerics.log1mexp, d), (1 - (-Decimal(d)).exp()).ln()) < 1e-14
 
 
-@given(reals(50.0), st.floats(1e-6, 50.0))
-def test_log_diff_exp_is_the_log_of_the_difference(b, gap):
-    a = b + gap
-    want = (Decimal(a).exp() - Decimal(b).exp()).ln()
-    assert abs(one(numerics.log_diff_exp, a, b) - float(want)) < 1e-9
-
-
 @given(st.floats(-200.0, 30.0))
 def test_log_ndtr_matches_scipy_in_both_tails(x):
     want = float(scipy.special.log_ndtr(x))

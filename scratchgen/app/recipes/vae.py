@@ -13,7 +13,7 @@ from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
 from scratchgen.core.arrays import full_like, to_host
 from scratchgen.core.streams import BLOCK, Stream
 from scratchgen.data.digits import Digits
-from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.maths.bounds import bits_per_dim, elbo
 from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
 from scratchgen.metrics.baselines import baselines
 from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
@@ -111,7 +111,7 @@ class VaeRecipe(Recipe):
         """The bounds with their standard errors, active units, and model-free baselines."""
         stream = Stream(0, self.born).at("evaluate")
         found = vae_bounds(self.model, self.flat(part), stream, self.config.latent, samples)
-        mean, error = mean_and_error(found["reconstruction"] + found["kl"])
+        mean, error = mean_and_error(-elbo(found["reconstruction"], found["kl"]))
         tight = mean_and_error(found["importance_weighted"])
         return {
             "bits_per_dim": bits_per_dim(mean, self.dims),
