@@ -25,3 +25,16 @@ def test_examples_are_short_and_listed(script):
     lines = script.read_text("utf-8").splitlines()
     assert len(lines) <= 100
     assert f"`{script.name}`" in (EXAMPLES / "README.md").read_text("utf-8")
+
+
+@pytest.mark.equation("VAE-10")
+@pytest.mark.equation("VAE-8")
+def test_a_direction_not_worth_its_rate_collapses(tmp_path):
+    """The whole example: two latents at a small decoder variance, one where τ lies above λ₂."""
+    command = [sys.executable, str(EXAMPLES / "linear_vae.py")]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    gaps = [float(line.split("gap")[1]) for line in said.splitlines() if "gap" in line]
+    assert len(gaps) == 2
+    assert all(abs(gap) < 1e-6 for gap in gaps)
+    assert "active latents 2 of 2, |cosine| to their axes [1. 1.]" in said
+    assert "active latents 1 of 2, |cosine| to their axes [1.]" in said
