@@ -90,7 +90,8 @@ def _name(name) -> str | int:
 
 
 def _generator(path: tuple, block: int) -> np.random.Generator:
-    key = hashlib.blake2b(json.dumps(path).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(json.dumps(path).encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
     # the block index fills the counter's highest word, which no draw within a block can reach
-    bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=block << 192)
-    return np.random.Generator(bits)
+    counter = np.array([0, 0, 0, block], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
