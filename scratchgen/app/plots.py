@@ -30,19 +30,21 @@ def loss_curves(
     figure, axes = _figure(7.0, 4.2)
     for i, (label, values) in enumerate(curves.items()):
         axes.plot(steps, values, color=COLOURS[i], linewidth=1 if i else 2, label=label)
+    main = next(iter(curves.values()))
     for label, level in lines.items():
+        below = level < main[-1]  # on the side away from where the curve ends
         axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
         axes.annotate(
-            f"{label} {level:.3g}",
+            f"{label}: {level:.3g}",
             (1.0, level),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, 2),
+            xytext=(-4, -3 if below else 2),
             textcoords="offset points",
             ha="right",
+            va="top" if below else "bottom",
             fontsize=8,
             color="#555555",
         )
-    main = next(iter(curves.values()))
     axes.set_xlabel("training step")
     axes.set_ylabel(unit)
     axes.set_ylim(0.0, 1.25 * max([*lines.values(), float(np.median(main))]))

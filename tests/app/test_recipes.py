@@ -114,7 +114,7 @@ def test_figures_show_what_their_labels_say(trained, tmp_path, monkeypatch):
     total = np.add(history["reconstruction"], history["kl"]) / (64.0 * log(2.0))
     np.testing.assert_allclose(curves["-ELBO on training batches"], total)
     held = baselines(load_digits("fit").codes, load_digits("validation").codes, 17)
-    assert lines["mixture of 10, on the last 137"] == held["mixture of 10"]
+    assert lines["mixture of 10, held out"] == held["mixture of 10"]
 
     _, images, u, names, _ = drawn["grid"]
     with trained.ema.applied():

@@ -27,7 +27,8 @@ class AutoencoderConfig(Config):
 
     net: str = option(
         "deep",
-        "linear (principal components), sigmoid (one squashed layer) or deep (width and depth)",
+        "linear (principal components) or sigmoid (one squashed layer), both best with "
+        "--learning-rate 0.03, or deep (width and depth)",
         ("linear", "sigmoid", "deep"),
     )
     dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep net")

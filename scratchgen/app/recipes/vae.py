@@ -92,7 +92,7 @@ class VaeRecipe(Recipe):
                 self.part("fit").codes, self.part("validation").codes, self.fitted.levels
             )
             shown = ("independent pixels", "mixture of 10")
-            lines = {f"{name}, on the last 137": levels[name] for name in shown}
+            lines = {f"{name}, held out": levels[name] for name in shown}
             history = self.fit.history
             curves = {
                 label: bits_per_dim(np.asarray(nats), self.dims)
