@@ -10,6 +10,7 @@ mean loss is the sum of the trailing eigenvalues of the covariance.
 import argparse
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
@@ -51,6 +52,7 @@ def train(model: Autoencoder, x: np.ndarray, rate: float, steps: int, stream: St
         adam.step()
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
 def main() -> None:
     """Train the three and print their errors beside the principal components'."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

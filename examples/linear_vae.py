@@ -15,6 +15,7 @@ import argparse
 from math import log, pi, sqrt
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
@@ -51,6 +52,7 @@ def train(x: np.ndarray, tau: float, steps: int, stream: Stream) -> tuple[Vae, f
     return vae, -float(np.mean(reconstruction + kl))
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
 def main() -> None:
     """Train at two decoder variances and compare with the closed forms."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scratchgen.app.plots import latent_grid
 from scratchgen.core.arrays import backend
@@ -50,6 +51,7 @@ def train(x: np.ndarray, latent: int, steps: int, stream: Stream) -> tuple[Vae, 
     return vae, ema
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
 def main() -> None:
     """Train both, print the bits, draw the manifold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

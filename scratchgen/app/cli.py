@@ -135,8 +135,10 @@ def _reproduce(given: argparse.Namespace) -> int:
     if given.readme is not None:
         reproduce.write_readme(given.readme)
     elif given.name is None:
-        for name in reproduce.EXPERIMENTS:
-            print(f"{name:20}{reproduce.recorded(name)['what']}")
+        if given.record is not None or given.seed != 0:
+            raise ValueError(f"name a result: {', '.join(reproduce.EXPERIMENTS)}")
+        known = {name: reproduce.recorded(name)["what"] for name in reproduce.EXPERIMENTS}
+        _print(given.json, known, commands.print_info)
     elif given.record is not None:
         reproduce.record(given.name, given.record)
     else:
@@ -185,10 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 3)
     except MemoryError as error:
         return _complain(f"there is not enough memory for this: {error}", 2)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+    except ValueError as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
-        return 130
+        return _complain("interrupted", 130)
 
 
 def entry() -> None:

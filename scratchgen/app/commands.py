@@ -151,7 +151,7 @@ def sample(folder: Path, n: int, seed: int = 0, temperature: float = 1.0) -> Pat
 
 
 def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES) -> dict:
-    """Measures of a trained run on one part of its data, and figures/reconstructions.png.
+    """Measures of a trained run on one part of its data, and figures/reconstructions_PART.png.
 
     Raises:
         ValueError: a number is outside its range, or the run was trained on that part.
@@ -166,11 +166,11 @@ def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES
     measures = recipe.evaluate(data, samples)
     odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
     if odd:
-        raise NotFinite(f"{', '.join(odd)} of {folder} is not finite; this run did not go well")
+        raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")
     try:
         recipe.reconstruction_figure(folder, part, f"{part} digits and their reconstructions")
     except OSError as error:
-        say(f"note: figures/reconstructions.png was not written: {error}")
+        say(f"note: the figure of reconstructions was not written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(data)}
     about |= {"dims": recipe.dims, "levels": data.levels}
     return {**about, **measures}

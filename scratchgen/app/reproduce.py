@@ -3,7 +3,7 @@
 results/NAME.json holds what was recorded: every seed's values, and for each value the mean, its
 standard error over the seeds, and the tolerance 3 standard errors + 0.005. A seed that was recorded
 is compared with its own value; any other with the mean, and then the tolerance is 3 standard
-deviations + 0.005, since one run scatters more than the mean of several.
+deviations of their difference + 0.005, since one run scatters more than the mean of several.
 """
 
 import json
@@ -179,7 +179,7 @@ def reproduce(name: str, seed: int) -> dict:
     for value, summary in before["values"].items():
         if not isfinite(found[value]):
             raise NotFinite(f"{name}, seed {seed}: {value} is {found[value]}")
-        spread = sqrt(len(before["seeds"])) if own is None else 1.0
+        spread = sqrt(len(before["seeds"]) + 1.0) if own is None else 1.0
         expected = summary["mean"] if own is None else own[value]
         tolerance = 3.0 * summary["standard_error"] * spread + SLACK
         values[value] = {
@@ -211,13 +211,13 @@ def record(name: str, folder: Path, seeds: int = SEEDS) -> dict:
     """Run an experiment for seeds 0, 1, ... and write folder/NAME.json.
 
     Raises:
-        ValueError: an unknown experiment, or fewer than five seeds.
+        ValueError: an unknown experiment, fewer than five seeds, or uncommitted changes.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
     if seeds < SEEDS:
         raise ValueError(f"a standard error needs at least {SEEDS} seeds, got {seeds}")
-    began = time.monotonic()
+    commit, began = _commit(), time.monotonic()
     runs = {str(seed): EXPERIMENTS[name](seed) for seed in range(seeds)}
     values = {}
     for value in runs["0"]:
@@ -235,7 +235,7 @@ def record(name: str, folder: Path, seeds: int = SEEDS) -> dict:
         "values": values,
         "seeds": runs,
         "seconds_per_seed": (time.monotonic() - began) / seeds,
-        "commit": _commit(),
+        "commit": commit,
         "environment": environment(),
     }
     write_json(folder / f"{name}.json", made)
@@ -274,6 +274,10 @@ def _crossed(values: dict) -> list[str]:
 
 
 def _cell(summary: dict) -> str:
+    if abs(summary["mean"]) < 1e-9 and summary["standard_error"] < 1e-9:
+        return "0, up to rounding"
+    if summary["standard_error"] < 1e-9:
+        return f"{summary['mean']:.9g}"
     return f"{summary['mean']:.4g} ± {summary['standard_error']:.2g}"
 
 
@@ -291,8 +295,19 @@ def write_readme(path: Path) -> None:
 
 
 def _commit() -> str:
-    """The commit of the sources this runs from, or "unknown" when they are not a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """The commit of the checkout this runs from, or "unknown" where it is none.
+
+    Raises:
+        ValueError: the checkout has changes that no commit holds.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    if git("status", "--porcelain", "--untracked-files=no", "--", "*.py"):
+        raise ValueError("commit the changes first: a record names the commit it was made from")
+    return git("rev-parse", "HEAD")

@@ -118,7 +118,7 @@ def environment(born: Backend | None = None) -> dict:
         "packages": packages,
         "blas": blas,
         "backends": {name: _device(name) for name in ("numpy", "cupy")},
-        "backend": born.name if born else None,
+        **({"backend": born.name} if born else {}),
         "active_twins": twins.active(),
     }
 

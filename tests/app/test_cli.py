@@ -117,7 +117,7 @@ def test_evaluate_prints_numbers_that_add_up(run, capsys):
     assert found["bits_per_dim"] < found["baselines"]["uniform"]
     assert 0 <= found["active_units"] <= 3
     assert sum(found["kl_per_dimension_nats"]) == pytest.approx(found["kl_nats"], rel=1e-5)
-    assert (run / "figures" / "reconstructions.png").is_file()
+    assert (run / "figures" / "reconstructions_test.png").is_file()
     assert main(["evaluate", str(run), "--samples", "16"]) == 0
     table = capsys.readouterr().out
     assert f"{found['bits_per_dim']:.3f}" in table
@@ -357,8 +357,16 @@ def test_autoencoders_train_and_are_measured_beside_principal_components(tmp_pat
     assert header == "step,squared_error_per_example,squared_error_per_dim"
     assert main(["evaluate", str(out)]) == 0
     assert "pixels in [-1, 1]" in capsys.readouterr().out
-    assert (out / "figures" / "reconstructions.png").is_file()
+    assert (out / "figures" / "reconstructions_test.png").is_file()
     assert "nothing to sample from" in refused(capsys, "sample", out)
+
+
+def test_a_diverged_run_that_stayed_finite_is_called_that(tmp_path, capsys):
+    out = tmp_path / "far"
+    flags = ["--net", "linear", "--learning-rate", "1e3", "--steps", "20", "--quiet"]
+    assert main(["train", "autoencoder", *flags, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    assert "worse than the mean image" in capsys.readouterr().out
 
 
 def test_one_latent_dimension_has_a_grid_of_one_row(tmp_path):

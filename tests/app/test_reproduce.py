@@ -24,6 +24,7 @@ def invented(monkeypatch, tmp_path):
         return {"v": float(seed)}
 
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": experiment})
+    monkeypatch.setattr(reproduce, "_commit", lambda: "0123abc")
     made = reproduce.record("invented", tmp_path)
     monkeypatch.setattr(reproduce, "recorded", lambda name: made)
     return made
@@ -36,6 +37,7 @@ def test_a_record_holds_mean_error_tolerance_and_where_it_came_from(invented, tm
     assert summary["standard_error"] == pytest.approx(sqrt(2.5 / 5.0))
     assert summary["tolerance"] == pytest.approx(3.0 * sqrt(0.5) + 0.005)
     assert invented["seeds"]["3"] == {"v": 3.0}
+    assert invented["commit"] == "0123abc"
     assert invented["command"] == "scratchgen reproduce invented"
     assert invented["environment"]["packages"]["numpy"]
 
@@ -45,7 +47,7 @@ def test_a_recorded_seed_is_compared_with_itself_and_another_with_the_mean(inven
     assert own["values"]["v"]["recorded"] == 4.0
     assert other["values"]["v"]["recorded"] == 2.0
     ratio = (other["values"]["v"]["tolerance"] - 0.005) / (own["values"]["v"]["tolerance"] - 0.005)
-    assert ratio == pytest.approx(sqrt(5.0))
+    assert ratio == pytest.approx(sqrt(6.0))
     assert own["holds"]
     assert other["holds"]
 
@@ -66,13 +68,17 @@ def test_refusals(capsys):
     assert main(["reproduce", "nothing"]) == 2
     assert "vae-digits" in capsys.readouterr().err
     assert main(["reproduce", "linear-vae", "--seed", "-1"]) == 2
+    assert main(["reproduce", "--seed", "3"]) == 2
+    assert "name a result" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["reproduce", "--readme", "nowhere.md"]) == 2
+    assert "nowhere.md: No such file" in capsys.readouterr().err
     with pytest.raises(ValueError, match="at least 5 seeds"):
         reproduce.record("linear-vae", Path("nowhere"), seeds=4)
 
 
 def test_the_names_are_listed(capsys):
     assert main(["reproduce"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

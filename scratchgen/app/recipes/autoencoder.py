@@ -69,7 +69,7 @@ class AutoencoderRecipe(Recipe):
 
     def describe(self, row: dict[str, float]) -> str:
         """The squared error per pixel."""
-        return f"squared error per pixel {row['squared_error'] / self.dims:.5f}"
+        return f"squared error per pixel {row['squared_error'] / self.dims:.5g}"
 
     def training_figures(self, folder: Path) -> None:
         """The loss curve beside the principal components' error on the training part."""
@@ -105,9 +105,11 @@ class AutoencoderRecipe(Recipe):
         """One table; pixels are scaled to [-1, 1]."""
         lines = [f"{'':28}squared error per pixel, pixels in [-1, 1]"]
         error = result["squared_error_per_dim_standard_error"]
-        lines.append(f"{'autoencoder':28}{result['squared_error_per_dim']:.5f} ± {error:.5f}")
+        lines.append(f"{'autoencoder':28}{result['squared_error_per_dim']:.5g} ± {error:.2g}")
         for name, value in result["baselines"].items():
             lines.append(f"{name:28}{value:.5f}")
+        if result["squared_error_per_dim"] > result["baselines"]["mean image"]:
+            lines.append("warning: worse than the mean image; this run did not go well")
         return lines
 
     def reconstruct(self, x):

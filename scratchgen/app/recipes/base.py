@@ -51,7 +51,7 @@ class Config:
             value, choices = getattr(self, each.name), each.metadata["choices"]
             flag = _flag(each.name)
             if not _is_a(value, each.type):
-                raise ValueError(f"{flag} must be a {_type_name(each)}, got {value!r}")
+                raise ValueError(f"{flag} must be of type {_type_name(each)}, got {value!r}")
             if choices and value not in choices:
                 known = ", ".join(choices)
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
@@ -234,9 +234,9 @@ class Recipe(ABC):
         return x, self.stream.at("train", step).from_row(rows.start)
 
     def reconstruction_figure(self, folder: Path, part: str, title: str) -> None:
-        """figures/reconstructions.png: sixteen images and what comes back."""
+        """figures/reconstructions_PART.png: sixteen images and what comes back."""
         x = self.flat(self.part(part))[:16, ...]
-        path = folder / "figures" / "reconstructions.png"
+        path = folder / "figures" / f"reconstructions_{part}.png"
         plots.reconstructions(path, self.images(x), self.images(self.reconstruct(x)), title)
 
 

@@ -153,6 +153,8 @@ class VaeRecipe(Recipe):
         lines.append(f"active latent dimensions: {active} of {latent} (KL above 0.01 nats)")
         rates = sorted(result["kl_per_dimension_nats"], reverse=True)
         lines.append("KL per dimension, nats: " + " ".join(f"{rate:.2f}" for rate in rates))
+        if result["bits_per_dim"] > result["baselines"]["uniform"]:
+            lines.append("warning: worse than a uniform code; this run did not go well")
         if active == 0:
             lines.append(
                 "warning: the posterior has collapsed: q(z|x) = p(z), so x does not depend on z"
