@@ -235,12 +235,12 @@ def discretised_normal_nll(x, mean, logvar, levels: int):
         inside = -xp.expm1(-delta)
         near, far = normal_hazard(u) / inside, normal_hazard(v) * xp.exp(-delta) / inside
         series_c = wn**2 * cn / 12.0 + wn**4 * (cn**3 - 3.0 * cn) / 480.0
-        series_w = 2.0 * wn * s2 + 4.0 * wn**3 * s4
+        w_series_w = 2.0 * wn**2 * s2 + 4.0 * wn**4 * s4
         dc = xp.where(narrow, series_c / series - cn, far - near)
-        dw = xp.where(narrow, series_w / series + 1.0 / wn, 0.5 * (near + far))
+        w_dw = xp.where(narrow, w_series_w / series + 1.0, 0.5 * w * (near + far))
         hazard = normal_hazard(-edge)
         d_gap = (1.0 - end) * xp.sign(gap) * dc + (low - high) * hazard
-        d_scale = (1.0 - end) * (c * dc + w * dw) + end * hazard * edge
+        d_scale = (1.0 - end) * (c * dc + w_dw) + end * hazard * edge
         return d_nll * d_gap * inverse, 0.5 * d_nll * d_scale
 
     return -log_p, pullback

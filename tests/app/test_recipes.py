@@ -68,6 +68,16 @@ def test_the_gradient_is_that_of_the_batch_mean_on_one_shard_or_two(recipe):
     np.testing.assert_allclose(gradients[0], want, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.equation("NET-2")
+def test_the_default_linear_autoencoder_comes_within_one_percent_of_principal_components():
+    recipe = AutoencoderRecipe(AutoencoderConfig(net="linear", latent=8))
+    recipe.fit.until(recipe.config.steps, quiet=True)
+    with recipe.ema.applied():
+        found = recipe.evaluate(recipe.fitted, samples=1)
+    best = found["baselines"]["8 principal components"]
+    assert best <= found["squared_error_per_dim"] <= 1.01 * best
+
+
 def test_the_rate_warms_up_and_falls():
     recipe = VaeRecipe(VaeConfig(steps=2000, learning_rate=0.01, width=8))
     rate = recipe.fit.optimiser.lr

@@ -27,11 +27,11 @@ class AutoencoderConfig(Config):
 
     net: str = option(
         "deep",
-        "linear (principal components) or sigmoid (one squashed layer), both best with "
-        "--learning-rate 0.03, or deep (width and depth)",
+        "linear (principal components), sigmoid (one squashed layer) or deep (width and depth)",
         ("linear", "sigmoid", "deep"),
     )
     dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep net")
+    learning_rate: float = option(0.02, "Adam's peak rate, after warm-up and before cosine decay")
 
 
 class AutoencoderRecipe(Recipe):
