@@ -54,3 +54,18 @@ def bound(module: Module, seed: int = 1, born: Backend = NUMPY) -> FlatParameter
 def normals(seed: int, *shape: int) -> np.ndarray:
     """Standard normal host numbers."""
     return Stream(seed, NUMPY).at("test").normal(shape)
+
+
+class Spy:
+    """A net that draws: it records which noise it was given."""
+
+    draws = True
+
+    def __init__(self, width: int):
+        self.width, self.paths, self.rows = width, [], []
+
+    def __call__(self, x, stream=None):
+        """x (N, D) -> zeros (N, width), pullback: dy -> zeros (N, D)."""
+        self.paths.append(stream.path)
+        self.rows.append(stream.first_row)
+        return np.zeros((x.shape[0], self.width)), lambda d: np.zeros(x.shape)

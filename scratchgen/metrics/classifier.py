@@ -11,7 +11,8 @@ class Classifier(Module):
     Args:
         trunk: net from x to features (N, F), such as a pretrained encoder's first layers.
         head: net from features to logits (N, classes).
-        frozen_trunk: leave the trunk's parameters as they are; only the head learns.
+        frozen_trunk: give the trunk no gradient, so that only the head learns. (Weight decay would
+            still shrink it; train without.)
 
     Source: NET-3
     """

@@ -71,12 +71,14 @@ def assert_mean(
         d + h ≤ resolution →  pass
         otherwise          →  look again, Underpowered when n would exceed `most`
 
-    Nothing is decided before n is large enough for the sample's skewness (Cramér's correction).
-    Samples that are all equal prove nothing by themselves, since a rare value may be unseen; they
-    pass only under a known bound on |X - expected|, by P(unseen) = (1 - p)^n.
+    Nothing is decided before n is large enough for the sample's skewness and kurtosis (the next
+    terms of Cramér's expansion of the tail). Samples that are all equal, but for rounding, prove
+    nothing by themselves, since a rare value may be unseen; they pass only under a known bound on
+    |X - expected|, by P(unseen) = (1 - p)^n. Samples whose variance the controls remove entirely
+    are taken as exact.
 
-    The guarantees hold up to the normal approximation: for bounded or light tails, not for values
-    so rare and large that no sample contains one.
+    The guarantees hold up to these corrections of the normal approximation, that is, not for
+    values so rare that a sample holds none or only a handful of them.
 
     Args:
         draw: (n, look) -> (n,) independent samples, or -> (samples, controls) where controls
@@ -101,48 +103,66 @@ def assert_mean(
         raise ValueError(f"the resolution must be positive, got {resolution}")
     n, look = first, 0
     while n <= most:
-        mean, error, skewness = _estimate(draw(n, look))
-        z = normal_quantile(alpha * 0.5 ** (look + 1))
-        rounding = 1e-13 * max(1.0, abs(expected), abs(mean))
-        half_width, distance = z * error + rounding, abs(mean - expected)
-        if error == 0.0:
-            # of a value seen in none of n samples, the mass is below log(1/alpha)/n
-            unseen = log(1.0 / alpha) * 2.0 * spread / n if spread is not None else inf
+        sample = _estimate(draw(n, look))
+        share = alpha * 0.5 ** (look + 1)
+        z = normal_quantile(share)
+        rounding = 1e-13 * max(1.0, abs(expected), abs(sample.mean))
+        half_width, distance = z * sample.error + rounding, abs(sample.mean - expected)
+        if sample.constant:
+            # of a value seen in none of n samples, the mass is below log(1/share)/n
+            unseen = log(1.0 / share) * 2.0 * spread / n if spread is not None else inf
             half_width = max(half_width, unseen)
-        if n >= (z**3 * abs(skewness) / 3.0) ** 2:
+        skewed = (z**3 * abs(sample.skewness) / 3.0) ** 2
+        peaked = z**4 * abs(sample.kurtosis) / 12.0
+        if n >= max(skewed, peaked):
+            errors = distance / (half_width / z)
             if distance > half_width:
                 raise MonteCarloFailure(
-                    f"simulated {mean:.8g} ± {error:.2g} but expected {expected:.8g}: "
-                    f"{distance / error if error else inf:.1f} standard errors, n = {n}"
+                    f"simulated {sample.mean:.8g} ± {sample.error:.2g} but expected "
+                    f"{expected:.8g}: {errors:.1f} standard errors, n = {n}"
                 )
             if distance + half_width <= resolution:
-                passed = Check(n, look + 1, z * distance / half_width, resolution, alpha)
+                passed = Check(n, look + 1, errors, resolution, alpha)
                 checks.append(passed)
                 return passed
         n, look = n * growth, look + 1
     raise Underpowered(
-        f"{n // growth} samples give {mean:.8g} ± {error:.2g} (skewness {skewness:.2g}); proving "
-        f"it within {resolution:.2g} of {expected:.8g} needs more samples or control variates"
+        f"{n // growth} samples give {sample.mean:.8g} ± {sample.error:.2g} (skewness "
+        f"{sample.skewness:.2g}, kurtosis {sample.kurtosis:.2g}); proving it within "
+        f"{resolution:.2g} of {expected:.8g} needs more samples or control variates"
     )
 
 
-def _estimate(drawn) -> tuple[float, float, float]:
-    """Mean, standard error and skewness, with controls regressed out where there are any."""
-    if isinstance(drawn, tuple):
-        values, controls = (np.asarray(a, dtype=np.float64) for a in drawn)
-        design = np.concatenate([np.ones((len(values), 1)), controls], axis=1)
-    else:
-        values = np.asarray(drawn, dtype=np.float64)
-        design = np.ones((len(values), 1))
+@dataclass(frozen=True)
+class _Sample:
+    """Moments of a sample, after the controls; kurtosis is 0 for a normal distribution."""
+
+    mean: float
+    error: float
+    skewness: float
+    kurtosis: float
+    constant: bool
+
+
+def _estimate(drawn) -> _Sample:
+    """The moments, with controls regressed out where there are any."""
+    controlled = isinstance(drawn, tuple)
+    values = np.asarray(drawn[0] if controlled else drawn, dtype=np.float64)
+    columns = [np.ones((len(values), 1))]
+    if controlled:
+        columns.append(np.asarray(drawn[1], dtype=np.float64))
+    design = np.concatenate(columns, axis=1)
     gram = np.linalg.inv(design.T @ design)
     coefficients = gram @ (design.T @ values)
     rest = values - design @ coefficients
     variance = float(rest @ rest) / (len(values) - design.shape[1])
-    skewness = float(np.mean(rest**3)) / variance**1.5 if variance > 0.0 else 0.0
+    error = sqrt(variance * float(gram[0, 0]))
     scale = max(1.0, float(np.abs(values).max()))
-    if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left: it has no skewness
-        skewness = 0.0
-    return float(coefficients[0]), sqrt(variance * float(gram[0, 0])), skewness
+    if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
+        return _Sample(float(coefficients[0]), error, 0.0, 0.0, constant=not controlled)
+    scaled = rest / sqrt(variance)
+    skewness, kurtosis = float(np.mean(scaled**3)), float(np.mean(scaled**4)) - 3.0
+    return _Sample(float(coefficients[0]), error, skewness, kurtosis, constant=False)
 
 
 def normal_quantile(alpha: float) -> float:

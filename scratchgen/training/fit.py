@@ -93,15 +93,18 @@ class Fit:
         """One step of training.
 
         Raises:
-            NotFinite: a term was not finite. θ is as it was before the step.
+            NotFinite: a term was not finite. Parameters and buffers are as before the step.
         """
         step = self.steps_done
+        buffers = {name: 1.0 * buffer.value for name, buffer in self.params.buffers.items()}
         terms = self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
         means = {name: float(namespace(term).mean(term)) for name, term in terms.items()}
         for name, mean in means.items():
             if not isfinite(mean):
                 message = self._diagnosis(step, name, mean)
                 self.params.grad[...] = 0.0
+                for kept, value in buffers.items():
+                    self.params.buffers[kept].value = value
                 raise NotFinite(message)
         self.optimiser.step()
         if self.ema is not None:
@@ -146,17 +149,29 @@ class Fit:
                 while self.steps_done < last_step and not received:
                     self.advance()
                     shown(self.steps_done, describe(self.last_row) if self.last_row else "")
-                    if path and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                    late = time.monotonic() - saved > SAVE_EVERY_SECONDS
+                    if path and late and self.broken() is None:
                         self.save(path, meta or {})
                         saved = time.monotonic()
         except NotFinite:
-            if path and self.params.first_nonfinite() is None:
+            if path and self.broken() is None:
                 self.save(path, meta or {})
             raise
+        if self.broken():
+            raise NotFinite(f"after step {self.steps_done}: {self.broken()} is not finite")
         if path:
             self.save(path, meta or {})
         if received and self.steps_done < last_step:
             raise KeyboardInterrupt
+
+    def broken(self) -> str | None:
+        """The name of a parameter or buffer that is not finite, or None."""
+        for name, buffer in self.params.buffers.items():
+            xp = namespace(buffer.value)
+            if not bool(xp.all(xp.isfinite(buffer.value))):
+                return f"buffer {name}"
+        parameter = self.params.first_nonfinite()
+        return f"parameter {parameter}" if parameter else None
 
     @property
     def last_row(self) -> dict[str, float]:

@@ -112,6 +112,45 @@ def test_evaluation_reports_what_the_bounds_are(trained):
     assert result["baselines"] == baselines(load_digits("train").codes, part.codes, 17)
 
 
+def test_autoencoders_are_built_drawn_and_measured_as_they_say(tmp_path, monkeypatch):
+    small = {**SMALL, "latent": 4}
+    recipe = AutoencoderRecipe(AutoencoderConfig(**small, net="sigmoid"))
+    x, noise = recipe.batch(0, slice(0, 10))
+    codes = recipe.model.encode(x)
+    assert codes.min() > 0.0
+    assert codes.max() < 1.0
+    deep = AutoencoderRecipe(AutoencoderConfig(**small, dropout=0.5))
+    for net, size in ((deep.model.encoder, 64), (deep.model.decoder, 4)):
+        inputs = np.ones((10, size))
+        assert np.any(net(inputs, stream=noise)[0] != net(inputs)[0])
+    plain = deep.model.loss(x)[0][0]
+    assert np.any(deep.loss(0, slice(0, 10))["squared_error"] != plain), "training draws its masks"
+
+    row = {"squared_error": 6.4}
+    assert recipe.columns(row) == {
+        "squared_error_per_example": 6.4,
+        "squared_error_per_dim": pytest.approx(0.1),
+    }
+    part = load_digits("validation")
+    found = recipe.evaluate(part, samples=1)["baselines"]
+    train = load_digits("train").x.reshape(-1, 64)
+    mean = train.mean(axis=0)
+    _, _, axes = np.linalg.svd(train - mean, full_matrices=False)
+    gap = part.x.reshape(-1, 64) - mean
+    rest = gap - gap @ axes[:4].T @ axes[:4]
+    assert found["4 principal components"] == pytest.approx(np.mean(rest**2))
+    assert found["mean image"] == pytest.approx(np.mean(gap**2))
+
+    drawn = {}
+    monkeypatch.setattr(plots, "loss_curves", lambda *a: drawn.update(curves=a))
+    recipe.fit.until(30, quiet=True)
+    recipe.training_figures(tmp_path)
+    _, _, curves, unit, _ = drawn["curves"]
+    per_pixel = np.asarray(recipe.fit.history["squared_error"]) / 64.0
+    np.testing.assert_allclose(curves["training batches"], per_pixel)
+    assert "per pixel" in unit
+
+
 def test_figures_show_what_their_labels_say(trained, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "loss_curves", lambda *a: drawn.update(curves=a))

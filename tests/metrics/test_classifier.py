@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.metrics.classifier import Classifier
@@ -13,7 +14,7 @@ from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 from scratchgen.training.optim import Adam
 
-from support import bound, normals
+from support import NUMPY, Spy, bound, normals
 
 LABELS = np.asarray([0, 2, 1, 0, 2])
 
@@ -60,6 +61,12 @@ def test_the_trunk_starts_as_the_encoder_and_stays_if_frozen(frozen):
     moved = any(np.any(params.theta[w] != before[w]) for w in trunk)
     assert moved != frozen
     assert nll.mean() < first
+
+
+def test_trunk_and_head_have_noise_of_their_own():
+    trunk, head = Spy(6), Spy(3)
+    Classifier(trunk, head).loss(np.zeros((5, 4)), LABELS, Stream(0, NUMPY))
+    assert len(set(trunk.paths + head.paths)) == 2
 
 
 def test_predictions_are_the_largest_logits():

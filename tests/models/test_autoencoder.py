@@ -14,7 +14,7 @@ from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 from scratchgen.training.optim import Adam, warmup_cosine
 
-from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+from support import NUMPY, Spy, bound, host, normals, on_every_backend, tolerance
 
 
 def correlated(n=200, d=5, seed=0):
@@ -45,6 +45,12 @@ def test_gradients(seed, n, k):
     oracle.check_accumulation(params, net.loss, x)
     gap = net.reconstruct(x) - x
     np.testing.assert_allclose(net.loss(x)[0][0], (gap**2).sum(axis=-1), rtol=1e-12)
+
+
+def test_encoder_and_decoder_have_noise_of_their_own():
+    encoder, decoder = Spy(2), Spy(4)
+    Autoencoder(encoder, decoder).loss(np.zeros((5, 4)), Stream(0, NUMPY))
+    assert len(set(encoder.paths + decoder.paths)) == 2
 
 
 @pytest.mark.equation("NET-2")

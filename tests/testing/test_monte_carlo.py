@@ -90,6 +90,40 @@ def test_the_skewness_guard_waits_for_the_normal_approximation():
         assert_mean(draw, 1e-3, resolution=1e-2, most=20_000)
 
 
+def test_rare_values_on_both_sides_are_no_normal_sample():
+    """Symmetric, so not skewed; but so peaked that the tails are not normal yet."""
+
+    def draw(n, look):
+        u = Stream(2, NUMPY).at(look).uniform((n,))
+        return (u < 1e-3) * 1.0 - (u > 0.999)
+
+    with pytest.raises(Underpowered, match="kurtosis"):
+        assert_mean(draw, 0.0, resolution=2e-2, most=20_000)
+
+
+def test_equal_but_for_rounding_is_equal():
+    def draw(n, look):
+        return 0.3 + 1e-15 * Stream(3, NUMPY).at(look).normal((n,))
+
+    with pytest.raises(Underpowered):
+        assert_mean(draw, 0.3, resolution=1e-6, most=20_000)
+    assert assert_mean(draw, 0.3, resolution=2e-2, spread=1.0).samples == 4096
+
+
+def test_the_error_allows_for_what_the_controls_cost():
+    """A control known up to noise: the intercept's error is that of least squares."""
+
+    def draw(n, look):
+        stream = Stream(4, NUMPY).at(look)
+        eps, rest = stream.at("eps").normal((n,)), stream.at("rest").normal((n,))
+        return 2.0 * eps + 0.5 * rest, eps[:, None] + 1.0 - 1.0
+
+    found = [monte_carlo._estimate(draw(64, look)) for look in range(400)]
+    spread = np.std([sample.mean for sample in found])
+    assert np.mean([sample.error for sample in found]) == pytest.approx(spread, rel=0.15)
+    assert spread == pytest.approx(0.5 / 8.0, rel=0.15)
+
+
 def test_the_default_resolution_is_two_percent_of_the_larger():
     assert monte_carlo.default_resolution(-10.0, 1.0) == pytest.approx(0.2)
     assert monte_carlo.default_resolution(0.0, 5.0) == pytest.approx(0.1)

@@ -108,7 +108,26 @@ def test_the_first_value_that_is_not_finite_stops_it_and_is_named(tmp_path):
     assert fit.steps_done == 5
     np.testing.assert_array_equal(fit.params.theta, healthy.params.theta)
     assert not np.any(fit.params.grad)
-    assert (tmp_path / "c.npz").exists()
+    np.testing.assert_array_equal(fit.module.seen.value, healthy.module.seen.value)
+    resumed = make()
+    resumed.restore(tmp_path / "c.npz")
+    assert resumed.steps_done == 5
+
+
+def test_a_last_update_that_breaks_the_parameters_is_neither_saved_nor_called_good(tmp_path):
+    fit = make()
+    fit.until(3, tmp_path / "c.npz", quiet=True)
+    good, loss = (tmp_path / "c.npz").read_bytes(), fit.loss
+
+    def poisoned(step, rows):
+        terms = loss(step, rows)
+        fit.params.grad[0] = np.nan
+        return terms
+
+    fit.loss = poisoned
+    with pytest.raises(NotFinite, match="after step 4: parameter layers.0.weight"):
+        fit.until(4, tmp_path / "c.npz", quiet=True)
+    assert (tmp_path / "c.npz").read_bytes() == good
 
 
 def test_a_broken_state_never_replaces_a_good_one(tmp_path):
