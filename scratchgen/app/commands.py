@@ -74,7 +74,8 @@ def resume(
     recipe.resume(folder / "checkpoint.npz")
     if recipe.fit.steps_done == recipe.config.steps:
         _finish(recipe, folder)
-        say(f"{folder} had already taken all its {recipe.config.steps} steps; figures redrawn")
+        if not quiet:
+            say(f"{folder} had already taken all its {recipe.config.steps} steps; figures redrawn")
         return folder
     return _train(recipe, folder, _last_step(recipe.config, stop_at, recipe.fit.steps_done), quiet)
 

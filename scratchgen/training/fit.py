@@ -139,7 +139,8 @@ class Fit:
             describe: last logged row -> the few words shown beside the progress.
 
         Raises:
-            NotFinite: as `advance`; what is saved is the last state whose parameters were finite.
+            NotFinite: as `advance`, or since the last update broke a parameter; a broken state is
+                never saved.
         """
         if path and not path.exists():
             self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
