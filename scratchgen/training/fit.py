@@ -9,17 +9,12 @@ On top of that: averages over intervals, a progress bar, a stop at the first val
 finite, checkpoints, and a state from which the run continues bit for bit.
 """
 
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from scratchgen.core.arrays import namespace, to_host
 from scratchgen.core.module import FlatParameters, Module, observed
@@ -27,6 +22,7 @@ from scratchgen.core.parallel import Solo, Workers
 from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
 from scratchgen.training.optim import Adam, Ema
+from scratchgen.training.progress import interrupts, progress
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -146,7 +142,7 @@ class Fit:
             self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
         saved = time.monotonic()
         try:
-            with _progress(self.steps_done, last_step, quiet) as shown, _interrupts() as received:
+            with progress(self.steps_done, last_step, quiet) as shown, interrupts() as received:
                 while self.steps_done < last_step and not received:
                     self.advance()
                     shown(self.steps_done, describe(self.last_row) if self.last_row else "")
@@ -263,48 +259,3 @@ def restore_parameters(
 
 def _group(arrays: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(f"{group}/"): v for k, v in arrays.items() if k.startswith(f"{group}/")}
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that fills with the signals received, instead of an exception in mid-update."""
-    received: list[int] = []
-
-    def note(number: int, frame) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers, and only it receives signals
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """A bar with an ETA on a terminal; elsewhere one line every tenth of the way."""
-    if quiet:
-        yield lambda done, text: None
-    elif sys.stderr.isatty():
-        with tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) as bar:
-
-            def move(done: int, text: str) -> None:
-                bar.set_postfix_str(text, refresh=False)
-                bar.update(done - bar.n)
-
-            yield move
-    else:
-        interval, began = max(1, stop // 10), time.monotonic()
-
-        def say(done: int, text: str) -> None:
-            if done % interval == 0 or done == stop:
-                seconds = time.monotonic() - began
-                print(f"step {done}/{stop}  {seconds:.0f} s  {text}", file=sys.stderr, flush=True)
-
-        yield say

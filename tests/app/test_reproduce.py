@@ -1,23 +1,16 @@
 """app/reproduce.py: recording, comparing, and what is recorded now."""
 
 import json
-from functools import partial
 from importlib.resources import files
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
 import pytest
 import scipy.stats
 
 from scratchgen.app import reproduce
 from scratchgen.app.cli import main
-from scratchgen.app.recipes.autoencoder import AutoencoderConfig
-from scratchgen.app.recipes.vae import VaeConfig
-from scratchgen.core.arrays import backend
-from scratchgen.core.streams import Stream
-from scratchgen.data.digits import load_digits
 from scratchgen.training.fit import NotFinite
 
 README = Path(__file__).parents[2] / "README.md"
@@ -127,76 +120,6 @@ def test_the_linear_vae_reaches_the_exact_likelihood_and_the_leading_axes():
 
 def test_the_recorded_digits_reach_the_promised_bits():
     assert reproduce.recorded("vae-digits")["values"]["bits_per_dim"]["mean"] <= 2.0
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """The experiments' own code with small nets and few steps; what is built is kept to look at."""
-    small = {"width": 12, "latent": 3, "steps": 12, "ema": 0.5}
-    kept = {"recipes": [], "classifiers": [], "scored": []}
-    trained = reproduce._trained
-
-    def keep(recipe):
-        kept["recipes"].append(trained(recipe))
-        return recipe
-
-    class Kept(reproduce.Classifier):
-        def __init__(self, trunk, head, frozen_trunk=False):
-            super().__init__(trunk, head, frozen_trunk)
-            kept["classifiers"].append(self)
-
-        def predict(self, x):
-            kept["scored"].append(x)
-            return super().predict(x)
-
-    monkeypatch.setattr(reproduce, "VaeConfig", partial(VaeConfig, **small))
-    monkeypatch.setattr(reproduce, "AutoencoderConfig", partial(AutoencoderConfig, **small))
-    monkeypatch.setattr(reproduce, "_trained", keep)
-    monkeypatch.setattr(reproduce, "Classifier", Kept)
-    monkeypatch.setattr(reproduce, "HEAD_STEPS", 2)
-    return kept
-
-
-def test_the_digits_result_is_the_average_on_the_test_part(tiny):
-    found = reproduce.vae_digits(3)
-    (recipe,) = tiny["recipes"]
-    assert recipe.config.seed == 3
-    assert recipe.fit.steps_done == 12
-    np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
-    want = recipe.evaluate(load_digits("test"), samples=256)
-    assert found == {name: want[name] for name in found}
-    assert "bits_per_dim" in found
-
-
-@pytest.mark.equation("NET-3")
-def test_transfer_starts_from_the_encoders_and_scores_the_test_part(tiny):
-    found = reproduce.transfer_digits(2)
-    assert len(found) == 18 + 12
-    for value, gain in found.items():
-        if value.startswith("gain"):
-            _, labels, name, how = value.split(", ")
-            accuracy = found[f"accuracy, {labels}, {name}, {how}"]
-            assert gain == accuracy - found[f"accuracy, {labels}, random, {how}"]
-    autoencoder, vae = tiny["recipes"]
-    assert (autoencoder.name, vae.name) == ("autoencoder", "vae")
-    test = load_digits("test").x.reshape(-1, 64).astype(np.float32)
-    assert all(np.array_equal(x, test) for x in tiny["scored"])
-    # three starts each, frozen before fine-tuned, for 10, 50 and 200 labels
-    frozen = [model.frozen_trunk for model in tiny["classifiers"]]
-    assert frozen == ([True] * 3 + [False] * 3) * 3
-    for i, source in ((1, autoencoder), (2, vae)):
-        trunk = tiny["classifiers"][i].trunk.layers[0].weight.read().value
-        encoder = source.model.encoder.layers[0].weight.read().value
-        np.testing.assert_array_equal(trunk, encoder)
-    fine_tuned = tiny["classifiers"][4].trunk.layers[0].weight.read().value
-    assert np.any(fine_tuned != autoencoder.model.encoder.layers[0].weight.read().value)
-
-
-def test_labelled_digits_are_balanced():
-    labels = load_digits("train").labels
-    chosen = reproduce._per_class(labels, 5, Stream(0, backend("numpy")))
-    assert len(set(chosen.tolist())) == 50
-    np.testing.assert_array_equal(np.bincount(labels[chosen]), [5] * 10)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 9])
