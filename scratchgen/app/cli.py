@@ -1,7 +1,7 @@
 """The command line: parsing, and the exit codes.
 
-0 good   1 a result outside its tolerance   2 usage or bad input   3 training was not finite
-4 an optional package or device is missing
+0 good   1 a result outside its tolerance   2 usage or bad input   3 a number was not finite
+4 an optional package or device is missing   130 interrupted
 """
 
 import argparse

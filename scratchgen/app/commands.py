@@ -23,9 +23,8 @@ def say(*words) -> None:
 
 def demo(out: Path | None, seed: int = 0) -> None:
     """Train a VAE on the digits, measure it, draw from it: the whole way through, once."""
+    began, config = time.monotonic(), VaeConfig(seed=seed)
     folder = runs.new_run(out, "demo")
-    began = time.monotonic()
-    config = VaeConfig(seed=seed)
     say(f"scratchgen demo: a VAE on 8×8 digits, {config.steps} steps, into {folder}")
     run = train(VaeRecipe(config), folder / "vae")
     print_evaluation(evaluate(run, "test"))

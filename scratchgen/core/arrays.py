@@ -144,9 +144,8 @@ def keep_freed_memory() -> None:
 
     A step allocates and frees the same arrays over and over. glibc returns freed memory to the
     kernel above a threshold that adapts to the largest block ever freed; until then every step
-    pays for fresh pages, which was measured at a tenth to two fifths of a small VAE's step. Freeing
-    one large block that was never touched moves the threshold and costs microseconds. With other
-    allocators it does nothing.
+    pays for fresh pages, which is felt where steps are short. Freeing one large block that was
+    never touched moves the threshold and costs microseconds. With other allocators it does nothing.
     """
     np.empty(31 << 20, dtype=np.uint8)  # glibc's largest adaptive block is 32 MiB
 

@@ -1,8 +1,9 @@
 """p(x | h): what a network's output h says about the data x, as interchangeable objects.
 
 Each has the same four doors: `width`, how many numbers the network gives per data dimension;
-`nll(x, h)`, the cost and its pullback; `mean(h)`; and `sample(h, stream)`. The last axis of h holds
-`width` groups, each as wide as the last axis of x. x is data and has no cotangent.
+`nll(x, h)`, the cost and its pullback; `mean(h)`; and `sample(h, stream)`. The last axis of h is
+`width` times as long as that of x: first all means, then all log-variances or log-scales (only
+Categorical keeps the numbers of one dimension together). x is data and has no cotangent.
 """
 
 from abc import ABC, abstractmethod

@@ -59,8 +59,8 @@ class Fit:
         module: the model; used to name the layer where a value stops being finite.
         params: its parameters.
         optimiser: updates them.
-        loss: (step, rows) -> {term: (n,) nats}; evaluates those rows of that step's batch and runs
-            the pullback of their share of the batch mean.
+        loss: (step, rows) -> {term: (n,)} in the model's units; evaluates those rows of that step's
+            batch and runs the pullback of their share of the batch mean.
         batch_size: the number of rows in a batch.
         every: steps averaged into one logged row.
         ema: an average of the weights to keep, or None.
@@ -248,6 +248,8 @@ def restore_parameters(
         raise checkpoint.CheckpointError(
             f"{path} holds the parameters of another model: names or shapes differ"
         )
+    if not {"theta", "step"} <= set(arrays):
+        raise checkpoint.CheckpointError(f"{path} lacks the arrays theta and step")
     buffers = _group(arrays, "buffers")
     if arrays["theta"].shape != params.theta.shape or set(buffers) != set(params.buffers):
         raise checkpoint.CheckpointError(f"{path} lacks parameters or buffers of this model")

@@ -15,7 +15,7 @@ class Adam:
         θ ← θ (1 - lr λ) - lr m̂ / (√v̂ + tiny),   m̂ = m/(1-β₁ᵗ),  v̂ = v/(1-β₂ᵗ)
 
     The vectors kept are m/(1-β₁) and v/(1-β₂), and the bias corrections are folded into two
-    numbers, which saves a third of the passes over memory. θ changes in place.
+    numbers, which saves passes over memory. θ changes in place.
 
     Args:
         params: the vector to train and its gradient.

@@ -195,6 +195,12 @@ def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, flags, w
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_demo_with_a_bad_seed_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--seed must be at least 0" in refused(capsys, "demo", "--seed", -1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_refusals(run, tmp_path, capsys):
     assert "name a model" in refused(capsys, "train")
     assert "invalid choice: '10'" in refused(capsys, "train", "--steps", 10)

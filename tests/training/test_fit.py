@@ -14,7 +14,7 @@ from scratchgen.layers.activations import tanh
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
-from scratchgen.training.checkpoint import CheckpointError
+from scratchgen.training.checkpoint import CheckpointError, load, save
 from scratchgen.training.fit import Fit, NotFinite, batch_indices
 from scratchgen.training.optim import Adam, Ema
 
@@ -217,6 +217,11 @@ def test_another_model_is_refused(tmp_path):
     other = Fit(net, params, Adam(params), lambda step, rows: {}, BATCH, ema=Ema(params))
     with pytest.raises(CheckpointError, match="another model"):
         other.restore(tmp_path / "c.npz")
+    arrays, meta = load(tmp_path / "c.npz")
+    arrays.pop("theta")
+    save(tmp_path / "less.npz", arrays, {"layout": meta["layout"]})
+    with pytest.raises(CheckpointError, match="lacks the arrays theta and step"):
+        make().restore(tmp_path / "less.npz")
     renamed = make()
     renamed.params.buffers = {"other": renamed.module.seen}
     with pytest.raises(CheckpointError, match="lacks parameters or buffers"):
