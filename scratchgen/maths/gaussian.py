@@ -1,0 +1,130 @@
+"""The normal distribution with a full covariance: what linear-Gaussian worlds are made of.
+
+Every marginal, conditional and affine image of a joint normal is normal again, so a model that is
+linear and Gaussian throughout has its evidence, its posterior and every divergence in closed form.
+Values only: these are the truths that models are compared with, not parts of a model.
+"""
+
+from collections.abc import Sequence
+
+from scratchgen.core.arrays import namespace
+from scratchgen.core.numerics import LOG_2PI
+
+
+class Gaussian:
+    """N(mean, covariance) on R^D.
+
+    Args:
+        mean: (D,).
+        covariance: (D, D), symmetric and positive definite.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Source: [Bishop 2006]
+    """
+
+    def __init__(self, mean, covariance):
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+            raise ValueError(
+                f"need mean (D,) and covariance (D, D), got {mean.shape} and {covariance.shape}"
+            )
+        self.mean, self.covariance = mean, covariance
+        self.factor = namespace(covariance).linalg.cholesky(covariance)  # covariance = L Lᵀ
+
+    @property
+    def dims(self) -> int:
+        """D."""
+        return self.mean.shape[0]
+
+    @property
+    def log_det(self) -> float:
+        """log det covariance."""
+        xp = namespace(self.factor)
+        return 2.0 * float(xp.sum(xp.log(xp.linalg.diagonal(self.factor))))
+
+    def log_prob(self, x):
+        """log N(x; m, S) = -½ [(x - m)ᵀ S⁻¹ (x - m) + log det S + D log 2π].
+
+        Args:
+            x: (..., D).
+
+        Returns:
+            (...), nats.
+
+        Source: VAE-7, ELBO-7
+        """
+        xp = namespace(x)
+        square = xp.sum((x - self.mean) * self._solved(x - self.mean), axis=-1)
+        return -0.5 * (square + self.log_det + self.dims * LOG_2PI)
+
+    def score(self, x):
+        """∇ log N(x; m, S) = -S⁻¹ (x - m): x (..., D) -> (..., D).
+
+        Source: SCORE-1
+        """
+        return -self._solved(x - self.mean)
+
+    def kl(self, other: "Gaussian") -> float:
+        """KL(self ‖ other) = ½ [tr(S₁⁻¹ S₀) + (m₁-m₀)ᵀ S₁⁻¹ (m₁-m₀) - D + log(det S₁/det S₀)].
+
+        Returns:
+            nats, ≥ 0.
+
+        Source: VAE-5
+        """
+        xp = namespace(self.mean)
+        gap = other.mean - self.mean
+        trace = float(xp.linalg.trace(xp.linalg.solve(other.covariance, self.covariance)))
+        square = float(xp.sum(gap * other._solved(gap)))
+        return 0.5 * (trace + square - self.dims + other.log_det - self.log_det)
+
+    def entropy(self) -> float:
+        """-E log N(x; m, S) = ½ [D (1 + log 2π) + log det S], nats.
+
+        Source: [Bishop 2006]
+        """
+        return 0.5 * (self.dims * (1.0 + LOG_2PI) + self.log_det)
+
+    def marginal(self, kept: Sequence[int]) -> "Gaussian":
+        """The law of the coordinates `kept`, in that order."""
+        return Gaussian(self._take(self.mean, kept), self._block(kept, kept))
+
+    def conditional(self, known: Sequence[int], value) -> "Gaussian":
+        """The law of the other coordinates, in order, given that those in `known` are `value`.
+
+            N(m_a + S_ab S_bb⁻¹ (v - m_b),  S_aa - S_ab S_bb⁻¹ S_ba)
+
+        Args:
+            known: the indices b.
+            value: (len(known),), v.
+
+        Source: ELBO-1, DDPM-6
+        """
+        rest = [i for i in range(self.dims) if i not in set(known)]
+        xp = namespace(self.mean)
+        gain = xp.linalg.solve(self._block(known, known), self._block(known, rest)).T
+        mean = self._take(self.mean, rest) + gain @ (value - self._take(self.mean, known))
+        covariance = self._block(rest, rest) - gain @ self._block(known, rest)
+        return Gaussian(mean, 0.5 * (covariance + covariance.T))
+
+    def affine(self, matrix, offset, noise) -> "Gaussian":
+        """The law of matrix @ x + offset + e with e ~ N(0, noise): (E, D), (E,), (E, E)."""
+        return Gaussian(matrix @ self.mean + offset, matrix @ self.covariance @ matrix.T + noise)
+
+    def sample(self, eps):
+        """m + L eps: eps (..., D) ~ N(0, I) -> (..., D)."""
+        return self.mean + eps @ self.factor.T
+
+    def _solved(self, x):
+        """S⁻¹ x for x (..., D)."""
+        xp = namespace(x)
+        flat = xp.reshape(x, (-1, self.dims))
+        return xp.reshape(xp.linalg.solve(self.covariance, flat.T).T, x.shape)
+
+    def _block(self, rows, columns):
+        return self._take(self._take(self.covariance, rows), columns, axis=1)
+
+    def _take(self, a, indices, axis=0):
+        xp = namespace(a)
+        return xp.take(a, xp.asarray(list(indices), dtype=xp.int64, device=a.device), axis=axis)

@@ -1,0 +1,245 @@
+"""What a denoiser's output means: six ways to say the same x̂₀, and the exact ways between them.
+
+With s = √ᾱ, n = √(1-ᾱ) and x_t = s x₀ + n ε, the affine ones are
+
+                target of ŷ      x̂₀                 ε̂
+    Epsilon     ε                (x_t - n ŷ)/s      ŷ
+    Clean       x₀               ŷ                  (x_t - s ŷ)/n
+    Velocity    s ε - n x₀       s x_t - n ŷ        n x_t + s ŷ
+    Score       -ε/n             (x_t + n² ŷ)/s     -n ŷ
+    Mean        c₀ x₀ + c x_t    (ŷ - c x_t)/c₀     (x_t - s x̂₀)/n
+
+and `KWay` gives one logit for each of K levels of a pixel.
+"""
+
+from abc import ABC, abstractmethod
+
+from scratchgen.core.arrays import namespace
+from scratchgen.core.numerics import level_centres, logsumexp
+from scratchgen.maths.forward_process import kernel, posterior, shaped, signal_and_noise
+
+
+class Parameterisation(ABC):
+    """How x̂₀ and ε̂ follow from a net's output ŷ and from x_t; levels have no cotangent here."""
+
+    @abstractmethod
+    def clean(self, output, x_t, now, before):
+        """x̂₀ (N, ...) and its pullback: d -> (d_output, d_x_t)."""
+
+    def epsilon(self, output, x_t, now, before):
+        """ε̂ = (x_t - √ᾱ x̂₀)/√(1-ᾱ), (N, ...), and its pullback: d -> (d_output, d_x_t).
+
+        Args:
+            output: the net's (N, ...).
+            x_t: (N, ...).
+            now, before: (N,), levels at t and at s < t.
+
+        Source: DDPM-14
+        """
+        signal, noise = signal_and_noise(now, x_t)
+        clean, clean_pullback = self.clean(output, x_t, now, before)
+
+        def pullback(d):
+            d_output, d_x_t = clean_pullback(-signal / noise * d)
+            return d_output, d_x_t + d / noise
+
+        return (x_t - signal * clean) / noise, pullback
+
+
+class Affine(Parameterisation):
+    """x̂₀ = a ŷ + b x_t and ε̂ = a' ŷ + b' x_t, with coefficients that depend on the level only.
+
+    For these the loss is the same in every parameterisation, up to a number:
+    ‖ε - ε̂‖² = a'² ‖target - ŷ‖².
+    """
+
+    @abstractmethod
+    def coefficients(self, now, before):
+        """((a, b), (a', b')), each a number or (N,)."""
+
+    @abstractmethod
+    def target(self, x0, eps, now, before):
+        """What ŷ should be: x0, eps (N, ...) -> (N, ...)."""
+
+    def clean(self, output, x_t, now, before):
+        """x̂₀ = a ŷ + b x_t, and its pullback: d -> (d_output, d_x_t)."""
+        return _combine(self.coefficients(now, before)[0], output, x_t)
+
+    def epsilon(self, output, x_t, now, before):
+        """ε̂ = a' ŷ + b' x_t, and its pullback: d -> (d_output, d_x_t)."""
+        return _combine(self.coefficients(now, before)[1], output, x_t)
+
+
+class Epsilon(Affine):
+    """The net predicts the noise: ŷ = ε̂.
+
+    Source: DDPM-11, DDPM-14
+    """
+
+    def coefficients(self, now, before):
+        """x̂₀ = (x_t - n ŷ)/s, ε̂ = ŷ."""
+        s, n = _signal_and_noise(now)
+        xp = namespace(s)
+        return (-n / s, 1.0 / s), (xp.ones_like(s), xp.zeros_like(s))
+
+    def target(self, x0, eps, now, before):
+        """ε."""
+        return eps
+
+
+class Clean(Affine):
+    """The net predicts the data: ŷ = x̂₀.
+
+    Source: DDPM-14
+    """
+
+    def coefficients(self, now, before):
+        """x̂₀ = ŷ, ε̂ = (x_t - s ŷ)/n."""
+        s, n = _signal_and_noise(now)
+        xp = namespace(s)
+        return (xp.ones_like(s), xp.zeros_like(s)), (-s / n, 1.0 / n)
+
+    def target(self, x0, eps, now, before):
+        """x₀."""
+        return x0
+
+
+class Velocity(Affine):
+    """The net predicts v = s ε - n x₀, at right angles to x_t.
+
+    Source: DDPM-14, [Salimans 2022]
+    """
+
+    def coefficients(self, now, before):
+        """x̂₀ = s x_t - n ŷ, ε̂ = n x_t + s ŷ."""
+        s, n = _signal_and_noise(now)
+        return (-n, s), (s, n)
+
+    def target(self, x0, eps, now, before):
+        """s ε - n x₀."""
+        signal, noise = signal_and_noise(now, x0)
+        return signal * eps - noise * x0
+
+
+class Score(Affine):
+    """The net predicts the score: ŷ = -ε̂/n.
+
+    Source: DDPM-14, SCORE-4
+    """
+
+    def coefficients(self, now, before):
+        """x̂₀ = (x_t + n² ŷ)/s, ε̂ = -n ŷ."""
+        s, n = _signal_and_noise(now)
+        return (n * n / s, 1.0 / s), (-n, namespace(n).zeros_like(n))
+
+    def target(self, x0, eps, now, before):
+        """∇ log q(x_t | x_0) = -ε/n."""
+        return -eps / signal_and_noise(now, x0)[1]
+
+
+class Mean(Affine):
+    """The net predicts the mean of the reverse step: ŷ = c₀ x̂₀ + c x_t.
+
+    Source: DDPM-9, DDPM-14
+    """
+
+    def coefficients(self, now, before):
+        """x̂₀ = (ŷ - c x_t)/c₀, ε̂ = (x_t - s x̂₀)/n."""
+        (s, n), (c0, c, _) = _signal_and_noise(now), posterior(now, before)
+        return (1.0 / c0, -c / c0), (-s / (n * c0), (1.0 + s * c / c0) / n)
+
+    def target(self, x0, eps, now, before):
+        """The mean of q(x_s | x_t, x_0), c₀ x_0 + c x_t."""
+        signal, noise = signal_and_noise(now, x0)
+        c0, c, _ = posterior(now, before)
+        return shaped(c0, x0) * x0 + shaped(c, x0) * (signal * x0 + noise * eps)
+
+
+class KWay(Parameterisation):
+    """The net gives each pixel K logits, a prior over its levels x_k; x̂₀ is the posterior mean.
+
+        p_k ∝ e^(logit_k) N(x_t; s x_k, n²),   x̂₀ = Σ_k p_k x_k
+
+    So x_t itself decides among the levels where there is little noise, and the net where there is
+    much.
+
+    Args:
+        levels: K ≥ 2.
+
+    Raises:
+        ValueError: K is below 2.
+
+    Source: DDPM-14, ELBO-1
+    """
+
+    def __init__(self, levels: int):
+        if levels < 2:
+            raise ValueError(f"a pixel needs at least 2 levels, got {levels}")
+        self.levels = levels
+
+    def log_probabilities(self, logits, x_t, now):
+        """log p_k: logits (N, ..., C·K), x_t (N, ..., C), now (N,) -> (N, ..., C, K).
+
+        Source: DDPM-14, ELBO-1
+        """
+        xp = namespace(logits)
+        signal, noise = signal_and_noise(now, x_t)
+        gap = (x_t / noise)[..., None] - (signal / noise)[..., None] * self._centres(x_t.dtype, now)
+        joint = xp.reshape(logits, gap.shape) - 0.5 * gap * gap
+        return joint - logsumexp(joint)[..., None]
+
+    def clean(self, output, x_t, now, before):
+        """x̂₀ = Σ_k p_k x_k, and its pullback: d -> (d_output, d_x_t).
+
+        Args:
+            output: logits (N, ..., C·K), those of one pixel together.
+            x_t: (N, ..., C).
+            now, before: (N,).
+
+        Source: DDPM-14, ELBO-1
+        """
+        xp = namespace(output)
+        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)
+        clean = xp.sum(p * centres, axis=-1)
+        signal, noise = signal_and_noise(now, x_t)
+
+        def pullback(d):
+            moved = p * (centres - clean[..., None])
+            variance = xp.sum(moved * centres, axis=-1)
+            d_logits = xp.reshape(moved * d[..., None], output.shape)
+            return d_logits, signal / (noise * noise) * variance * d
+
+        return clean, pullback
+
+    def _centres(self, dtype, now):
+        codes = namespace(now).arange(self.levels, dtype=dtype, device=now.device)
+        return level_centres(codes, self.levels)
+
+
+def reverse_mean(x_t, eps, now, before):
+    """μ = (x_t - β/√(1-ᾱ_t) ε)/√α: the mean of the reverse step through ε.
+
+    With the true ε it is the posterior's mean, with a prediction ε̂ the model's.
+
+    Args:
+        x_t, eps: (N, ...).
+        now, before: (N,).
+
+    Returns:
+        (N, ...).
+
+    Source: DDPM-10, DDPM-11
+    """
+    root_alpha, beta = kernel(now, before)
+    _, noise = _signal_and_noise(now)
+    return (x_t - shaped(beta / noise, x_t) * eps) / shaped(root_alpha, x_t)
+
+
+def _signal_and_noise(level):
+    signal, variance = kernel(level)
+    return signal, namespace(variance).sqrt(variance)
+
+
+def _combine(coefficients, output, x_t):
+    a, b = (shaped(coefficient, x_t) for coefficient in coefficients)
+    return a * output + b * x_t, lambda d: (a * d, b * d)
