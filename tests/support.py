@@ -69,3 +69,11 @@ class Spy:
         self.paths.append(stream.path)
         self.rows.append(stream.first_row)
         return np.zeros((x.shape[0], self.width)), lambda d: np.zeros(x.shape)
+
+
+def noise(seed: int, look: int, *shape: int) -> np.ndarray:
+    """Standard normal host numbers for one look of a Monte Carlo check, fresh in every look.
+
+    Drawn as one row of a stream, so in one call: rows cost a generator for every 64.
+    """
+    return Stream(seed, NUMPY).at("noise", look).normal((1, *shape))[0]

@@ -1,12 +1,13 @@
-"""A Monte Carlo check with stated power and stated false-alarm rate.
+"""Monte Carlo checks with stated power and stated false-alarm rate.
 
-`assert_mean` compares a simulated mean with a number and has three outcomes. It passes only when
-the data *prove* that the two are closer than a resolution; it fails as soon as they prove that the
-two differ; and it fails as underpowered when the samples run out before either is proved. So a
-weak test cannot pass, and a correct formula fails with probability at most alpha.
+`assert_mean` compares a simulated mean with a number, `assert_law` a sampler with a distribution.
+Both have three outcomes. They pass only when the data *prove* that the two are closer than a
+resolution; they fail as soon as the data prove that the two differ; and they fail as underpowered
+when the samples run out before either is proved. So a weak test cannot pass, and a correct
+formula fails with probability at most alpha.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import erfc, exp, inf, log, pi, sqrt
 
@@ -16,7 +17,7 @@ Draw = Callable[[int, int], np.ndarray | tuple[np.ndarray, np.ndarray]]
 
 
 class MonteCarloFailure(AssertionError):
-    """The simulated mean provably differs from the expected number."""
+    """The simulation provably differs from what was expected."""
 
 
 class Underpowered(AssertionError):
@@ -30,7 +31,8 @@ class Check:
     Attributes:
         samples: drawn at the last look.
         looks: how many looks were taken.
-        z: the difference at the last look, in standard errors (widened by rounding).
+        z: the difference at the last look, in standard errors: of the mean, widened by rounding;
+            or of a distribution function at its median, 1/√(4n).
         resolution: the largest error the check could have let pass.
         alpha: its share of the false-alarm budget.
     """
@@ -95,16 +97,12 @@ def assert_mean(
     Raises:
         MonteCarloFailure: the means provably differ.
         Underpowered: nothing was proved within `most` samples.
-        ValueError: the resolution is not positive.
+        ValueError: the resolution is not positive, or `first` exceeds `most`.
 
     Source: [Berger 1996]
     """
-    if not resolution > 0.0:
-        raise ValueError(f"the resolution must be positive, got {resolution}")
-    n, look = first, 0
-    while n <= most:
+    for n, look, share in _looks(resolution, alpha, first, growth, most):
         sample = _estimate(draw(n, look))
-        share = alpha * 0.5 ** (look + 1)
         z = normal_quantile(share)
         rounding = 1e-13 * max(1.0, abs(expected), abs(sample.mean))
         half_width, distance = z * sample.error + rounding, abs(sample.mean - expected)
@@ -122,15 +120,84 @@ def assert_mean(
                     f"{expected:.8g}: {errors:.1f} standard errors, n = {n}"
                 )
             if distance + half_width <= resolution:
-                passed = Check(n, look + 1, errors, resolution, alpha)
-                checks.append(passed)
-                return passed
-        n, look = n * growth, look + 1
+                return _registered(Check(n, look + 1, errors, resolution, alpha))
     raise Underpowered(
-        f"{n // growth} samples give {sample.mean:.8g} ± {sample.error:.2g} (skewness "
+        f"{n} samples give {sample.mean:.8g} ± {sample.error:.2g} (skewness "
         f"{sample.skewness:.2g}, kurtosis {sample.kurtosis:.2g}); proving it within "
         f"{resolution:.2g} of {expected:.8g} needs more samples or control variates"
     )
+
+
+def assert_law(
+    draw: Callable[[int, int], np.ndarray],
+    resolution: float,
+    alpha: float = 1e-9,
+    first: int = 4096,
+    growth: int = 4,
+    most: int = 2**22,
+) -> Check:
+    """Prove sup_u |F(u) - u| < resolution by simulation, or raise: F is the law of the samples.
+
+    A sample put through its own distribution function (the probability integral transform) is
+    uniform on [0, 1]. So this holds a sampler against a distribution function, to within a
+    probability of `resolution` for every event {X ≤ x}. The interval is that of Dvoretzky, Kiefer
+    and Wolfowitz, with Massart's constant; it holds for every law and every n:
+
+        P(sup |F_n - F| > h) ≤ 2 e^(-2nh²)
+
+    Looks and outcomes are those of `assert_mean`, with d = sup_u |F_n(u) - u|.
+
+    Args:
+        draw: (n, look) -> (n,) independent values in [0, 1], fresh at each look.
+        resolution: a distance of this size or more passes with probability at most alpha.
+        alpha: the probability of a false alarm, and of a false pass.
+        first, growth, most: sample sizes.
+
+    Returns:
+        Check, which is also appended to `checks`.
+
+    Raises:
+        MonteCarloFailure: the values are provably not uniform.
+        Underpowered: nothing was proved within `most` samples.
+        ValueError: the resolution is not positive, or `first` exceeds `most`.
+
+    Source: [Massart 1990]
+    """
+    for n, look, share in _looks(resolution, alpha, first, growth, most):
+        values = np.sort(np.asarray(draw(n, look), dtype=np.float64))
+        steps = np.arange(n + 1) / n
+        distance = float(max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
+        half_width = sqrt(log(2.0 / share) / (2.0 * n))
+        if distance > half_width:
+            raise MonteCarloFailure(
+                f"the empirical distribution of {n} samples is {distance:.3g} from the uniform, "
+                f"where chance allows {half_width:.3g}"
+            )
+        if distance + half_width <= resolution:
+            return _registered(Check(n, look + 1, distance * sqrt(4.0 * n), resolution, alpha))
+    raise Underpowered(
+        f"{n} samples are {distance:.2g} ± {half_width:.2g} from the uniform; proving less than "
+        f"{resolution:.2g} needs more samples"
+    )
+
+
+def _looks(
+    resolution: float, alpha: float, first: int, growth: int, most: int
+) -> Iterator[tuple[int, int, float]]:
+    """(n, look, the look's share of alpha), as long as n ≤ most; the shares sum to alpha."""
+    if not resolution > 0.0:
+        raise ValueError(f"the resolution must be positive, got {resolution}")
+    if first > most:
+        raise ValueError(f"the first look takes {first} samples, more than the {most} allowed")
+    n, look = first, 0
+    while n <= most:
+        yield n, look, alpha * 0.5 ** (look + 1)
+        n, look = n * growth, look + 1
+
+
+def _registered(check: Check) -> Check:
+    checks.append(check)
+    return check
 
 
 @dataclass(frozen=True)
@@ -161,7 +228,8 @@ def _estimate(drawn) -> _Sample:
     if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
         return _Sample(float(coefficients[0]), error, 0.0, 0.0, constant=not controlled)
     scaled = rest / sqrt(variance)
-    skewness, kurtosis = float(np.mean(scaled**3)), float(np.mean(scaled**4)) - 3.0
+    squares = scaled * scaled
+    skewness, kurtosis = float(np.mean(squares * scaled)), float(np.mean(squares * squares)) - 3.0
     return _Sample(float(coefficients[0]), error, skewness, kurtosis, constant=False)
 
 
