@@ -15,23 +15,30 @@ class Equation:
     Attributes:
         key: such as "VAE-5".
         kind: one of KINDS.
-        statement: the equation in one line.
+        statement: what holds, in one line.
         printed: where the sources print it.
-        erratum: what is wrong there, or "".
+        errata: keys of what they print wrong about it.
+        wrong: of an erratum, the form as printed.
+        why: of an erratum, why that is wrong.
+        concerns: of an erratum or a trap, the keys it belongs to.
+        testable: whether a test can hold it.
     """
 
     key: str
     kind: str
     statement: str
     printed: str
-    erratum: str = ""
+    errata: tuple[str, ...] = ()
+    wrong: str = ""
+    why: str = ""
+    concerns: tuple[str, ...] = ()
+    testable: bool = True
 
 
 @cache
 def catalogue() -> dict[str, Equation]:
     """Key -> Equation, in the order of the file."""
-    entries = _read()["equations"]
-    return {key: Equation(key=key, **entry) for key, entry in entries.items()}
+    return {key: Equation(key=key, **entry) for key, entry in _read()["equations"].items()}
 
 
 @cache
