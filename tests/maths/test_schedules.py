@@ -1,0 +1,315 @@
+"""maths/schedules.py against exact arithmetic, the sources' numbers, autograd and complex steps."""
+
+from decimal import Decimal
+from functools import cache
+from math import exp, log
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.numerics import sigmoid, softplus
+from scratchgen.core.streams import Stream
+from scratchgen.maths.distributions import normal_kl
+from scratchgen.maths.schedules import LearnedGamma, Schedule, SignalLeft
+from scratchgen.testing import oracle
+from scratchgen.testing.strategies import seeds, sizes
+
+from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+
+HO = Schedule.linear(1000)
+SHORT = [(1e-6, 0.8, 10), (1e-6, 0.7, 10), (1e-6, 0.6, 25), (1e-6, 0.3, 50)]
+
+
+def beta_lists():
+    return st.lists(st.floats(1e-9, 0.999), min_size=1, max_size=12)
+
+
+def relative(got, want: Decimal) -> float:
+    return abs(float((Decimal(float(got)) - want) / want))
+
+
+@pytest.mark.equation("DDPM-1")
+@given(beta_lists())
+@example([1e-9, 1e-9])
+@example([0.999] * 12)
+def test_tables_keep_their_digits(betas):
+    """Every entry against the product of 1 - β in exact arithmetic."""
+    schedule, bars = Schedule(betas), [Decimal(1)]
+    for t, beta in enumerate(map(Decimal, betas), start=1):
+        bars.append(bars[-1] * (1 - beta))
+        before, now = bars[-2:]
+        assert relative(schedule.alpha[t], 1 - beta) < 2e-16
+        assert relative(schedule.log_alpha_bar[t], now.ln()) < 1e-14
+        assert relative(schedule.alpha_bar[t], now) < 1e-13
+        assert relative(schedule.one_minus_alpha_bar[t], 1 - now) < 1e-14
+        assert relative(schedule.snr[t], now / (1 - now)) < 1e-13
+        assert abs(float(((1 - now) / now).ln()) - schedule.gamma[t]) < 1e-13
+        if t > 1:
+            variance = beta * (1 - before) / (1 - now)
+            assert relative(schedule.posterior_variance[t], variance) < 1e-14
+    assert schedule.steps == len(betas)
+
+
+@pytest.mark.equation("DDPM-1")
+def test_slot_zero_is_clean_data():
+    tables = HO.beta, HO.alpha, HO.alpha_bar, HO.one_minus_alpha_bar, HO.posterior_variance, HO.snr
+    assert [table[0] for table in tables] == [0.0, 1.0, 1.0, 0.0, 0.0, np.inf]
+    assert HO.gamma[0] == -np.inf
+    assert HO.posterior_variance[1] == 0.0
+    assert all(table.shape == (1001,) and table.dtype == np.float64 for table in tables)
+
+
+@pytest.mark.equation("DDPM-5")
+@pytest.mark.equation("VDM-6")
+def test_the_sources_numbers():
+    assert HO.beta[[1, 1000]] == pytest.approx([1e-4, 0.02], rel=1e-15)
+    assert HO.alpha_bar[-1] == pytest.approx(4.036e-5, rel=1e-4)
+    assert HO.report().prior_kl == pytest.approx(2.02e-5, rel=2e-3)
+    cosine = Schedule.cosine(1000)
+    assert cosine.beta[1] == pytest.approx(4.13e-5, rel=1e-3)
+    assert cosine.alpha_bar[-1] == pytest.approx(2.4e-9, rel=0.02)
+    assert int(np.sum(cosine.beta == 0.999)) == 1
+    terminal = [Schedule.linear(k, a, b, reference=k).alpha_bar[-1] for a, b, k in SHORT]
+    assert terminal == pytest.approx([2.00e-3, 6.92e-3, 5.54e-5, 2.25e-4], rel=2e-3)
+
+
+@pytest.mark.equation("DDPM-5")
+@given(st.integers(1, 300))
+@example(19)
+@example(20)
+def test_linear_betas_rise_evenly_and_keep_the_noise_of_the_chain(steps):
+    schedule = Schedule.linear(steps)
+    beta = schedule.beta[1:]
+    assert np.all((beta > 0.0) & (beta <= 0.999))
+    assert beta[0] == pytest.approx(0.1 / steps, rel=1e-15)
+    if steps > 20:
+        assert beta.sum() == pytest.approx(500.0 * (1e-4 + 0.02), rel=1e-12)
+        np.testing.assert_allclose(np.diff(beta, 2), 0.0, atol=1e-15)
+    elif steps > 1:
+        assert beta[-1] == 0.999
+    if steps > 2:
+        schedule.report()
+
+
+@pytest.mark.equation("DDPM-5")
+@given(st.integers(4, 300))
+def test_cosine_follows_its_function_up_to_the_last_step(steps):
+    schedule = Schedule.cosine(steps)
+    angle = 0.5 * np.pi * (np.arange(steps) / steps + 0.008) / 1.008
+    want = np.cos(angle) ** 2 / np.cos(angle[0]) ** 2
+    np.testing.assert_allclose(schedule.alpha_bar[:-1], want, rtol=1e-11)
+    assert schedule.beta[-1] == 0.999
+    schedule.report()
+
+
+@pytest.mark.equation("DDPM-5")
+@given(sizes(60), st.floats(0.1, 5.0), st.floats(0.5, 3.0), st.floats(0.1, 10.0))
+def test_any_falling_function_is_a_schedule(steps, rate, power, size):
+    schedule = Schedule.from_alpha_bar(lambda u: size * np.exp(-rate * u**power), steps)
+    u = np.arange(steps + 1) / steps
+    np.testing.assert_allclose(schedule.alpha_bar, np.exp(-rate * u**power), rtol=1e-11)
+    assert np.all(np.diff(schedule.alpha_bar) < 0.0)
+    assert np.all(np.diff(schedule.gamma[1:]) > 0.0)
+
+
+def test_bad_schedules_are_refused():
+    for betas, message in (
+        ([], r"at least one number, got \(0,\)"),
+        ([[0.1]], r"one row .* got \(1, 1\)"),
+        ([0.1, 0.0], r"betas\[1\] = 0.0"),
+        ([1.0, 0.0], r"betas\[0\] = 1.0"),
+        ([0.5, 0.5, np.nan], r"betas\[2\] = nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Schedule(betas)
+    for build in (Schedule.linear, Schedule.cosine):
+        with pytest.raises(ValueError, match="at least one step, got 0"):
+            build(0)
+    for function, message in (
+        (lambda u: 1.0 + u, "got 1.5 at u = 0.5 after 1.0"),
+        (lambda u: np.minimum(1.0, 1.5 - u), "got 1.0 at u = 0.5 after 1.0"),
+        (lambda u: 0.9 - u, "got -0.09999999999999998 at u = 1.0 after 0.4"),
+        (lambda u: 0.0 * u, "got 0.0 at u = 0.5 after 0.0"),
+        (lambda u: np.nan * u, "got nan at u = 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Schedule.from_alpha_bar(function, 2)
+
+
+@pytest.mark.equation("DDPM-3")
+@on_every_backend
+def test_levels_are_float64_wherever_t_lives(born):
+    t = born.indices(np.asarray([0, 1, 7, 1000, 1]))
+    level = HO.level(t)
+    assert level.dtype == born.xp.float64
+    assert level.device == t.device
+    np.testing.assert_array_equal(host(level), HO.log_alpha_bar[[0, 1, 7, 1000, 1]])
+
+
+def test_host_steps_out_of_range_are_refused():
+    assert HO.level(np.zeros(0, dtype=np.int64)).shape == (0,)
+    for wrong in (-1, 1001):
+        with pytest.raises(ValueError, match=rf"0\.\.1000, got {wrong}"):
+            HO.level(np.asarray([3, wrong]))
+
+
+@pytest.mark.equation("VDM-6")
+@pytest.mark.equation("VDM-1")
+@given(seeds(), sizes())
+def test_the_terminal_report_is_the_divergence_of_the_last_latent(seed, n):
+    """Averaged over data x₀, and with the second moment of these data."""
+    x0, level = np.tanh(normals(seed, n)), HO.log_alpha_bar[-1]
+    logvar = np.full(n, log(-np.expm1(level)))
+    kl, _ = normal_kl(exp(0.5 * level) * x0, logvar, 0.0 * x0, 0.0 * x0)
+    report = HO.report(second_moment=float(np.mean(x0**2)))
+    assert report.prior_kl == pytest.approx(kl.mean(), rel=1e-10)
+    assert report.alpha_bar == pytest.approx(exp(level), rel=1e-14)
+    assert report.snr == pytest.approx(-exp(level) / np.expm1(level), rel=1e-13)
+
+
+@pytest.mark.equation("VDM-6")
+@given(st.floats(-30.0, -10.0))
+def test_the_terminal_report_keeps_its_digits(level):
+    """Data that are all 0 leave only the variance's own divergence, about ¼ ᾱ²."""
+    schedule = Schedule.from_alpha_bar(lambda u: np.exp(level * u), 64)
+    alpha_bar = Decimal(float(schedule.log_alpha_bar[-1])).exp()
+    want = (-alpha_bar - (1 - alpha_bar).ln()) / 2
+    assert relative(schedule.report(second_moment=0.0).prior_kl, want) < 1e-12
+
+
+@pytest.mark.equation("DDPM-5")
+@pytest.mark.equation("VDM-1")
+def test_signal_that_is_left_is_reported():
+    kls = []
+    for first, last, steps in (SHORT[0], SHORT[1], SHORT[3]):
+        with pytest.warns(SignalLeft, match=r"limit 0\.0001"):
+            kls.append(Schedule.linear(steps, first, last, reference=steps).report().prior_kl)
+    assert kls == pytest.approx([1.0e-3, 3.5e-3, 1.1e-4], rel=0.03)
+    with pytest.warns(SignalLeft, match=r"alpha_bar = 0\.36 .* 0\.23 nats"):
+        Schedule.linear(100, reference=100).report(second_moment=1.0)
+
+
+@pytest.mark.equation("ERR-16")
+def test_it_is_the_marginal_and_not_the_last_step_that_forgets_the_data():
+    """KL to N(0, 1) at x = 1 of q(x_T | x₀), and of q(x_T | x_{T-1}), which the source names."""
+    one, zero = np.ones(1), np.zeros(1)
+    marginal = [HO.alpha_bar[-1] ** 0.5 * one, np.log(HO.one_minus_alpha_bar[-1] * one)]
+    last_step = [HO.alpha[-1] ** 0.5 * one, np.log(HO.beta[-1] * one)]
+    assert last_step[0][0] == pytest.approx(0.98995, abs=5e-6)
+    assert normal_kl(*marginal, zero, zero)[0][0] == pytest.approx(2.0e-5, rel=0.01)
+    assert normal_kl(*last_step, zero, zero)[0][0] == pytest.approx(1.956, abs=5e-4)
+
+
+def anything(seed: int, units: int):
+    """A γ network with parameters from anywhere, and their vector."""
+    gamma = LearnedGamma(units=units)
+    params = bound(gamma, seed)
+    params.theta = params.theta + normals(seed, *params.theta.shape)
+    return gamma, params
+
+
+@given(seeds(), sizes(8))
+def test_learned_gamma_rises_between_its_free_ends(seed, units):
+    gamma, _ = anything(seed, units)
+    (value, slope), _ = gamma(np.linspace(0.0, 1.0, 101))
+    first, rise = gamma.start.read().value[0], np.exp(gamma.log_rise.read().value[0])
+    assert value[0] == first
+    assert value[-1] == first + rise
+    assert np.all(np.diff(value) > 0.0)
+    assert np.all(slope > 0.0)
+
+
+@given(seeds(), sizes(8))
+def test_learned_slope_is_the_derivative(seed, units):
+    gamma, _ = anything(seed, units)
+    t, step = np.linspace(0.0, 1.0, 23), 1e-30
+    (value, _), _ = gamma(t + 1j * step)
+    (_, slope), _ = gamma(t)
+    np.testing.assert_allclose(value.imag / step, slope, rtol=1e-12)
+
+
+@given(seeds(), sizes(8), sizes())
+def test_learned_gamma_gradients(seed, units, n):
+    gamma, params = anything(seed, units)
+    t = sigmoid(normals(seed + 1, n))
+    oracle.check_gradient(params, gamma, t)
+    oracle.check_accumulation(params, gamma, t)
+    with params.frozen():
+        oracle.check_pullback(gamma, t)
+        oracle.check_pullback_is_linear(gamma, t)
+
+
+@cache
+def nodes():
+    """Gauss–Legendre on 60 equal parts of [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(10)
+    parts = np.arange(60)[:, None]
+    return ((parts + 0.5 * (x + 1.0)) / 60).ravel(), np.tile(w / 120, 60)
+
+
+@given(seeds(), sizes(8))
+def test_the_continuous_loss_sees_the_ends_of_gamma_only(seed, units):
+    """½ ∫ γ' E‖ε - ε*‖² dt for data N(m, 2), where E‖ε - ε*‖² = 2/(2 + e^γ), is an integral over γ.
+
+    At the ends -13.3 and 5 it is 6.989881 nats, whatever the shape between.
+    """
+    gamma, params = anything(seed, units)
+    params.theta[:2] = -13.3, log(18.3)
+    params.changed()
+    t, weight = nodes()
+    (value, slope), _ = gamma(t)
+    loss = 0.5 * np.sum(weight * slope * 2.0 / (2.0 + np.exp(value)))
+    want = 0.5 * log((1.0 + 2.0 * exp(13.3)) / (1.0 + 2.0 * exp(-5.0)))
+    assert want == pytest.approx(6.989881, abs=5e-7)
+    assert loss == pytest.approx(want, rel=1e-6)
+
+
+@given(beta_lists(), seeds())
+def test_levels_and_gammas_are_one_scale(betas, seed):
+    """level = -softplus(γ), so that 1 - ᾱ = σ(γ): for tables and for a learned γ."""
+    schedule = Schedule(betas)
+    np.testing.assert_allclose(-softplus(schedule.gamma), schedule.log_alpha_bar, rtol=1e-12)
+    (value, _), _ = anything(seed, units=3)[0](np.linspace(0.0, 1.0, 11))
+    np.testing.assert_allclose(-np.expm1(-softplus(value)), 1 / (1 + np.exp(-value)), rtol=1e-12)
+
+
+def test_learned_gamma_begins_nearly_linear():
+    gamma = LearnedGamma()
+    FlatParameters(gamma, Stream(0, NUMPY))
+    t = np.linspace(0.0, 1.0, 51)
+    (value, slope), _ = gamma(t)
+    assert value[[0, -1]] == pytest.approx([-13.3, 5.0], rel=1e-14)
+    np.testing.assert_allclose(value, -13.3 + 18.3 * t, atol=0.1)
+    np.testing.assert_allclose(slope, 18.3, rtol=0.05)
+    assert np.allclose(np.diff(gamma.centre.read().value), 1.0 / 32.0)
+
+
+@on_every_backend
+def test_every_backend_agrees(born):
+    gamma, truth = LearnedGamma(units=4), LearnedGamma(units=4)
+    params, exact = bound(gamma, born=born), bound(truth)
+    t, dy = np.asarray([0.0, 0.2, 0.9]), normals(0, 2, 3)
+    (value, pullback), (want, pull) = gamma(born.asarray(t)), truth(t)
+    assert all(v.dtype == params.theta.dtype for v in value)
+    tol = 20 * tolerance(born)
+    for got, expected in zip(value, want, strict=True):
+        oracle.assert_close(host(got), expected, tol, "value")
+    got = pullback(*(born.asarray(d) for d in dy))
+    oracle.assert_close(host(got), pull(*dy), tol, "cotangent")
+    oracle.assert_close(host(params.grad), exact.grad, tol, "gradient")
+
+
+def test_empty_batches_pass():
+    gamma = LearnedGamma(units=2)
+    bound(gamma)
+    (value, slope), pullback = gamma(np.zeros(0))
+    assert value.shape == slope.shape == pullback(value, slope).shape == (0,)
+
+
+def test_a_gamma_that_cannot_rise_is_refused():
+    for settings in ({"first": 1.0, "last": 1.0}, {"last": float("nan")}, {"units": 0}):
+        with pytest.raises(ValueError, match="gamma must rise and have at least one unit"):
+            LearnedGamma(**settings)
