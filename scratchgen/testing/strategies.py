@@ -71,3 +71,16 @@ def normal_pairs(most_dims: int = 4):
     return sizes(most_dims).flatmap(
         lambda d: st.tuples(normals_of(d), normals_of(d)).map(lambda pair: (*pair[0], *pair[1]))
     )
+
+
+def noise_levels(most_steps: int = 8):
+    """(T+1,) float64 levels log ᾱ_0 = 0 > log ᾱ_1 > ..., with any β_t in [1e-3, 0.7]."""
+    betas = st.lists(st.floats(1e-3, 0.7), min_size=1, max_size=most_steps)
+    return betas.map(lambda beta: np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(beta)))]))
+
+
+def transitions():
+    """(now, before), each (1,), of any step t ≥ 2: before < 0."""
+    level = st.floats(-8.0, -1e-3)
+    step = st.floats(1e-3, 2.0)
+    return st.tuples(level, step).map(lambda d: (np.asarray([d[0] - d[1]]), np.asarray([d[0]])))
