@@ -73,9 +73,9 @@ def normal_pairs(most_dims: int = 4):
     )
 
 
-def noise_levels(most_steps: int = 8):
-    """(T+1,) float64 levels log ᾱ_0 = 0 > log ᾱ_1 > ..., with any β_t in [1e-3, 0.7]."""
-    betas = st.lists(st.floats(1e-3, 0.7), min_size=1, max_size=most_steps)
+def noise_levels(most_steps: int = 8, least: float = 1e-3):
+    """(T+1,) float64 levels log ᾱ_0 = 0 > log ᾱ_1 > ..., with any β_t in [least, 0.7]."""
+    betas = st.lists(st.floats(least, 0.7), min_size=1, max_size=most_steps)
     return betas.map(lambda beta: np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(beta)))]))
 
 
