@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from scratchgen.app import commands, reproduce
+from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
 from scratchgen.core.arrays import BackendUnavailable
 from scratchgen.core.version import __version__
@@ -90,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
     )
+
+    about = doors.add_parser("explain", help="an equation: its source, code, tests and errata")
+    about.add_argument("key", nargs="?", metavar="KEY", help="such as DDPM-6; none lists all")
+    about.add_argument(
+        "--search", nargs="+", default=(), metavar="WORD", help="list the keys whose text has all"
+    )
+    about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
     return top
 
 
@@ -160,12 +168,14 @@ def _run(given: argparse.Namespace) -> int:
         _print(given.json, result, commands.print_evaluation)
     elif given.command == "info":
         _print(given.json, commands.info(given.run, given.reading), commands.print_info)
+    elif given.command == "explain":
+        _print(given.json, explain(given.key, given.search), print_explanation)
     elif given.command == "reproduce":
         return _reproduce(given)
     return 0
 
 
-def _print(as_json: bool, result: dict, for_people) -> None:
+def _print(as_json: bool, result: dict | list, for_people) -> None:
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
