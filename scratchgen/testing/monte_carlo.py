@@ -9,7 +9,7 @@ formula fails with probability at most alpha.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import erfc, exp, inf, log, pi, sqrt
+from math import ceil, erfc, exp, inf, log, pi, sqrt
 
 import numpy as np
 
@@ -46,6 +46,16 @@ class Check:
 
 checks: list[Check] = []
 """Every check passed in this process; a test session sums their alphas into its budget."""
+
+
+def enough_samples(spread: float, resolution: float, alpha: float = 1e-9) -> int:
+    """How many samples decide at the first look, but for one time in 300: ((z + 3)·spread/res.)².
+
+    Args:
+        spread: the standard deviation of the samples, after the controls.
+        resolution, alpha: as for `assert_mean`, whose `first` this is.
+    """
+    return ceil(((normal_quantile(0.5 * alpha) + 3.0) * spread / resolution) ** 2)
 
 
 def default_resolution(expected: float, spread: float) -> float:
@@ -222,14 +232,14 @@ def _estimate(drawn) -> _Sample:
     gram = np.linalg.inv(design.T @ design)
     coefficients = gram @ (design.T @ values)
     rest = values - design @ coefficients
-    variance = float(rest @ rest) / (len(values) - design.shape[1])
+    squares = rest * rest
+    variance = float(np.sum(squares)) / (len(values) - design.shape[1])
     error = sqrt(variance * float(gram[0, 0]))
     scale = max(1.0, float(np.abs(values).max()))
     if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
         return _Sample(float(coefficients[0]), error, 0.0, 0.0, constant=not controlled)
-    scaled = rest / sqrt(variance)
-    squares = scaled * scaled
-    skewness, kurtosis = float(np.mean(squares * scaled)), float(np.mean(squares * squares)) - 3.0
+    skewness = float(squares @ rest) / (len(rest) * variance**1.5)
+    kurtosis = float(squares @ squares) / (len(rest) * variance**2) - 3.0
     return _Sample(float(coefficients[0]), error, skewness, kurtosis, constant=False)
 
 

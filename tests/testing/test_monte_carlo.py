@@ -332,3 +332,16 @@ def test_only_passed_checks_are_registered():
 def test_normal_quantile_inverts_the_tail(alpha):
     tail = erfc(normal_quantile(alpha) / sqrt(2.0))
     assert abs(log(tail) - log(alpha)) < 1e-9
+
+
+def test_enough_samples_decide_at_the_first_look():
+    """Three standard errors of luck are allowed for: P(|Z| > 3) = 0.0027, here of 300 trials."""
+    first = monte_carlo.enough_samples(spread=2.0, resolution=0.5)
+    assert first == np.ceil((normal_quantile(0.5e-9) + 3.0) ** 2 * 16.0)
+    looks = [
+        assert_mean(
+            lambda n, look, trial=trial: 2.0 * noise(trial, look, n), 0.0, 0.5, first=first
+        ).looks
+        for trial in range(300)
+    ]
+    assert looks.count(1) >= 297
