@@ -174,6 +174,32 @@ def factorised(law: Gaussian, parents: Sequence[Sequence[int]]) -> LinearNetwork
     return LinearNetwork(arrows, offset, variances)
 
 
+def markov_log_posterior(law: Gaussian, z, x: float):
+    """log p(z_1 | x) + Σ_{t=2..T} log p(z_t | z_{t-1}) of a Markov chain z_T → ... → z_1 → x.
+
+    The exact posterior: seen from the data, the chain runs backwards and is a chain again.
+
+    Args:
+        law: the joint of (z_T, ..., z_1, x).
+        z: (N, T), in the same order.
+        x: the observed number.
+
+    Returns:
+        (N,), nats.
+
+    Source: HVAE-2
+    """
+    total = np.zeros(len(z))
+    last = z.shape[1]
+    known = np.full(len(z), x)
+    for i in range(last - 1, -1, -1):
+        (slope,), offset, variance = regress(law, i, [i + 1])
+        gap = z[:, i] - slope * known - offset
+        total -= 0.5 * (gap * gap / variance + log(2.0 * pi * variance))
+        known = z[:, i]
+    return total
+
+
 def hierarchical_elbo(model: LinearNetwork, x, q: Gaussian) -> float:
     """E_q[log p(z, x)] + H(q) for a network whose last nodes are x and whose first are z.
 
@@ -398,6 +424,40 @@ class GaussianDiffusion:
             gain = step(np.ones_like(mean)) - shift
             mean, variance = shift + gain * mean, gain**2 * variance + variances[t - 1]
         return mean, variance
+
+
+class HintedDiffusion:
+    """One number x_0 ~ N(ρ x̂, s²) given a hint x̂ ~ N(0, v): what a refiner's net should say.
+
+    Given the hint it is the Gaussian world with mean ρ x̂, so a net that sees x_t and x̂ can reach an
+    error that x_t alone, or together with x_{t+1}, cannot.
+
+    Args:
+        slope: ρ.
+        variance: s².
+        hint_variance: v.
+    """
+
+    def __init__(self, slope: float, variance: float, hint_variance: float):
+        self.slope, self.variance, self.hint_variance = slope, variance, hint_variance
+
+    @property
+    def joint(self) -> Gaussian:
+        """The law of (x_0, x̂)."""
+        cross = self.slope * self.hint_variance
+        total = self.variance + self.slope * cross
+        return Gaussian(np.zeros(2), np.asarray([[total, cross], [cross, self.hint_variance]]))
+
+    def given(self, hint) -> GaussianDiffusion:
+        """The diffusion of x_0 for hints (D,), one coordinate each."""
+        return GaussianDiffusion(self.slope * hint, np.full(len(hint), self.variance))
+
+    def clean_error(self, level: float) -> float:
+        """E(x_0 - E[x_0 | x_t, x̂])² = 1/(1/s² + SNR).
+
+        Source: DVAE-5
+        """
+        return 1.0 / (1.0 / self.variance + np.exp(level) / (1.0 - np.exp(level)))
 
 
 class MixtureDiffusion:
