@@ -1,0 +1,231 @@
+"""maths/mixture.py: EM never lowers its objective, and finds what is there to be found."""
+
+from math import exp, inf, log
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.core.streams import Stream
+from scratchgen.maths.densities import Mixture
+from scratchgen.maths.mixture import bic, expectation_maximisation, first_mixture, fit_mixture
+from scratchgen.testing import oracle
+from scratchgen.testing.strategies import seeds, sizes
+
+from support import NUMPY, host, normals, on_every_backend, tolerance
+
+
+def clumps(seed, n, dims, apart=3.0):
+    """Rows around three places, of different width."""
+    which = np.arange(n) % 3
+    places = apart * normals(seed, 3, dims)
+    widths = np.asarray([0.3, 1.0, 0.6])[which, None]
+    return places[which] + widths * normals(seed + 1, n, dims)
+
+
+def log_joint(mixture, x, ridge):
+    """log w_k N(x; m_k, S_k) - ½ρ tr S_k⁻¹ (K, N), written without our code."""
+    parts = []
+    for w, m, s in zip(mixture.weights, mixture.means, mixture.covariances, strict=True):
+        inverse, gap = np.linalg.inv(s), x - m
+        square = (gap @ inverse * gap).sum(axis=-1) + ridge * np.trace(inverse)
+        parts.append(log(w) - 0.5 * (square + np.linalg.slogdet(2.0 * np.pi * s)[1]))
+    return np.stack(parts)
+
+
+@given(seeds(), sizes(40), sizes(3), sizes(5), st.sampled_from([1e-6, 1e-3, 0.1]))
+def test_no_iteration_lowers_the_objective(seed, n, dims, components, ridge):
+    x = clumps(seed, n + 4, dims)
+    stream = Stream(seed, NUMPY)
+    _, history = fit_mixture(x, components, stream, 15, ridge, tolerance=-inf)
+    assert len(history) == 16
+    scatter = float((x**2).sum(axis=-1).max())
+    rounding = 8.0 * dims * 2.0**-52 * (scatter / ridge + 100.0)
+    assert np.diff(history).min() >= -rounding
+
+
+@given(seeds(), sizes(4), st.sampled_from([1e-3, 0.1]))
+def test_the_objective_is_the_stated_one_and_bounds_the_likelihood(seed, components, ridge):
+    x = clumps(seed, 30, 2)
+    mixture, history = fit_mixture(x, components, Stream(seed, NUMPY), 4, ridge, tolerance=-inf)
+    total = np.logaddexp.reduce(log_joint(mixture, x, ridge), axis=0)
+    assert history[-1] == pytest.approx(float(total.mean()), rel=1e-9)
+    assert history[-1] <= float(mixture.log_prob(x).mean())
+
+
+@given(seeds(), st.sampled_from([0.0, 1e-3, 0.1]))
+def test_an_iteration_gives_the_best_answer_to_the_shares(seed, ridge):
+    """Any small change of a weight, a mean or a covariance lowers Σ r_nk log w_k f_k(x_n)."""
+    x = clumps(seed, 40, 2)
+    start = first_mixture(x, 2, Stream(seed, NUMPY), ridge)
+    joint = log_joint(start, x, ridge)
+    shares = np.exp(joint - np.logaddexp.reduce(joint, axis=0))
+    mixture, _ = expectation_maximisation(x, start, 1, ridge)
+
+    def value(weights, means, covariances):
+        changed = Mixture(NUMPY, weights, means, covariances)
+        return float((shares * log_joint(changed, x, ridge)).sum())
+
+    weights, means, covariances = mixture.weights, mixture.means, mixture.covariances
+    best = value(weights, means, covariances)
+    for step in (-1e-2, 1e-2):
+        for k in (0, 1):
+            only = np.arange(2) == k
+            shift = step * only[:, None] * normals(seed + k, 2)
+            up = exp(step) * only + 1.0 * ~only
+            assert value(weights * up / (weights @ up), means, covariances) < best
+            assert value(weights, means + shift, covariances) < best
+            assert value(weights, means, covariances * up[:, None, None]) < best
+
+
+@given(seeds(), sizes(20), sizes(3), st.sampled_from([0.0, 1e-6, 0.5]))
+def test_one_component_has_the_mean_and_covariance_of_the_rows(seed, more, dims, ridge):
+    x = clumps(seed, dims + 2 + more, dims)
+    mixture, history = fit_mixture(x, 1, Stream(seed, NUMPY), ridge=ridge)
+    covariance = np.cov(x.T, bias=True).reshape(1, dims, dims) + ridge * np.eye(dims)
+    oracle.assert_close(mixture.means, x.mean(axis=0)[None], 1e-12, "mean")
+    oracle.assert_close(mixture.covariances, covariance, 1e-11, "covariance")
+    if ridge == 0.0:
+        assert history[-1] == pytest.approx(float(mixture.log_prob(x).mean()), rel=1e-12)
+    assert len(history) <= 3  # found at once
+
+
+@given(seeds(), sizes(3))
+def test_well_separated_components_are_recovered(seed, dims):
+    """Each found component has the moments of the rows that were drawn for it."""
+    which = np.arange(90) % 3
+    places = 1e4 * np.stack([np.zeros(dims), np.ones(dims), -2.0 * np.ones(dims)])
+    x = places[which] + normals(seed, 90, dims) * np.asarray([1.0, 2.0, 0.5])[which, None]
+    mixture, _ = fit_mixture(x, 3, Stream(seed, NUMPY), 50, ridge=1e-9)
+    order = np.argsort(mixture.means[:, 0])
+    for k, group in zip(order, (2, 0, 1), strict=True):
+        rows = x[which == group]
+        assert mixture.weights[k] == pytest.approx(1.0 / 3.0, rel=1e-9)
+        oracle.assert_close(mixture.means[k], rows.mean(axis=0), 1e-9, "mean")
+        covariance = np.cov(rows.T, bias=True).reshape(dims, dims) + 1e-9 * np.eye(dims)
+        oracle.assert_close(mixture.covariances[k], covariance, 1e-7, "covariance")
+
+
+@given(seeds(), st.permutations(range(24)), st.permutations(range(3)))
+def test_neither_the_order_of_rows_nor_of_components_matters(seed, rows, labels):
+    x = clumps(seed, 24, 2)
+    start = first_mixture(x, 3, Stream(seed, NUMPY))
+    relabelled = Mixture(
+        NUMPY, start.weights[labels], start.means[labels], start.covariances[labels]
+    )
+    one, history = expectation_maximisation(x, start, 5, ridge=1e-3, tolerance=-inf)
+    other, again = expectation_maximisation(x[rows], relabelled, 5, ridge=1e-3, tolerance=-inf)
+    np.testing.assert_allclose(again, history, rtol=1e-9)
+    np.testing.assert_allclose(other.weights, one.weights[labels], rtol=1e-6, atol=1e-9)
+    oracle.assert_close(other.means, one.means[labels], 1e-6, "means")
+    oracle.assert_close(other.covariances, one.covariances[labels], 1e-6, "covariances")
+
+
+@given(seeds(), st.floats(-3.0, 3.0))
+def test_a_shift_of_the_data_shifts_the_means(seed, shift):
+    x = clumps(seed, 20, 2)
+    fits = [
+        fit_mixture(y, 2, Stream(seed, NUMPY), 4, ridge=1e-2, tolerance=-inf)
+        for y in (x, x + shift)
+    ]
+    oracle.assert_close(fits[1][0].means, fits[0][0].means + shift, 1e-6, "means")
+    np.testing.assert_allclose(fits[1][1], fits[0][1], rtol=1e-8)
+
+
+@given(seeds(), sizes(5))
+def test_first_centres_are_different_rows(seed, components):
+    """A row that is a centre already has distance 0, and is not drawn while others are left."""
+    x = np.concatenate([normals(seed, components, 2), np.zeros((3, 2))])
+    start = first_mixture(x, components, Stream(seed, NUMPY), ridge=0.5)
+    assert len(np.unique(start.means, axis=0)) == components
+    assert all(np.any(np.all(x == m, axis=-1)) for m in start.means)
+    gaps = x[:, None] - start.means
+    closest = np.argmin((gaps**2).sum(axis=-1), axis=1)
+    apart = gaps[np.arange(len(x)), closest]
+    want = apart.T @ apart / len(x) + 0.5 * np.eye(2)
+    np.testing.assert_allclose(start.covariances, np.stack([want] * components), rtol=1e-12)
+
+
+def test_further_centres_are_drawn_by_squared_distance():
+    """Rows at distance 1 and 2 from a crowd: the second centre is one of them, at odds 1 to 4."""
+    x = np.asarray([[0.0]] * 997 + [[1.0], [2.0], [2.0]])
+    seconds = []
+    for seed in range(600):
+        first, second = first_mixture(x, 2, Stream(seed, NUMPY)).means[:, 0]
+        if first == 0.0:
+            seconds.append(second)
+    far, expected = sum(s == 2.0 for s in seconds), 8.0 / 9.0 * len(seconds)
+    assert all(seconds)
+    assert abs(far - expected) < 5.0 * (len(seconds) * 8.0 / 81.0) ** 0.5
+
+
+def test_an_empty_component_keeps_its_place_and_loses_its_weight():
+    x = normals(5, 20, 2)
+    start = Mixture(NUMPY, [0.5, 0.5], [[0.0, 0.0], [1e3, 1e3]], [np.eye(2), 0.01 * np.eye(2)])
+    mixture, history = expectation_maximisation(x, start, 5, ridge=1e-6, tolerance=-inf)
+    assert mixture.weights.tolist() == [1.0, 0.0]
+    assert mixture.means[1].tolist() == [1e3, 1e3]
+    np.testing.assert_array_equal(mixture.covariances[1], 0.01 * np.eye(2))
+    oracle.assert_close(mixture.means[0], x.mean(axis=0), 1e-12, "mean")
+    assert np.diff(history).min() >= -1e-12
+
+
+def test_repeated_rows_and_as_many_components_as_rows_do_no_harm():
+    for x in (np.ones((4, 2)), normals(2, 4, 2)):
+        mixture, history = fit_mixture(x, 4, Stream(0, NUMPY), ridge=1e-4)
+        assert np.all(np.isfinite(history))
+        assert np.all(np.isfinite(mixture.log_prob(x)))
+
+
+def test_iterations_stop_when_little_is_gained():
+    x, stream = clumps(3, 60, 2), Stream(3, NUMPY)
+    _, history = fit_mixture(x, 3, stream, 500, tolerance=1e-3)
+    gains = np.diff(history)
+    assert len(history) < 500
+    assert gains[-1] < 1e-3
+    assert np.all(gains[:-1] >= 1e-3)
+    assert len(fit_mixture(x, 3, stream, 0)[1]) == 1
+
+
+def test_bic_counts_the_free_numbers_and_finds_the_number_of_components():
+    # two components in the plane: 1 weight, 4 means, 6 covariance entries
+    assert bic(-10.0, n=100, k=2, d=2) == pytest.approx(20.0 + 11.0 * log(100.0))
+    assert bic(0.0, n=50, k=1, d=3) == pytest.approx(9.0 * log(50.0))
+    x, scores = clumps(11, 150, 2, apart=8.0), {}
+    for k in (1, 2, 3, 4, 5):
+        mixture, _ = fit_mixture(x, k, Stream(0, NUMPY), ridge=1e-3)
+        scores[k] = bic(float(mixture.log_prob(x).sum()), 150, k, 2)
+    assert min(scores, key=scores.__getitem__) == 3
+
+
+@pytest.mark.parametrize(
+    ("x", "settings", "says"),
+    [
+        (np.zeros((2, 2)), {"components": 3}, "components ≤ N"),
+        (np.zeros((2, 2)), {"components": 0}, "1 ≤ components"),
+        (np.zeros(3), {"components": 1}, r"x \(N, D\)"),
+        (np.asarray([[0.0], [np.nan]]), {"components": 1}, "finite"),
+        (np.zeros((2, 2)), {"components": 1, "ridge": -1.0}, "ridge ≥ 0"),
+        (np.zeros((2, 2)), {"components": 1, "iterations": -1}, "iterations ≥ 0"),
+        (np.zeros((2, 2)), {"components": 1, "ridge": 0.0}, "positive definite"),
+    ],
+)
+def test_a_fit_says_what_must_hold(x, settings, says):
+    with pytest.raises(ValueError, match=says):
+        fit_mixture(x, stream=Stream(0, NUMPY), **settings)
+
+
+@on_every_backend
+def test_every_backend_agrees(born):
+    x = clumps(4, 30, 2, apart=5.0)
+
+    def fit(backend):
+        return fit_mixture(backend.asarray(x), 3, Stream(4, backend), 6, 1e-2, tolerance=-inf)
+
+    (mixture, history), (want, true) = fit(born), fit(NUMPY)
+    tol = 1e3 * tolerance(born)  # six iterations, each with its inverses
+    np.testing.assert_allclose(history, true, rtol=tol)
+    assert mixture.means.dtype == born.zeros((1,)).dtype
+    oracle.assert_close(host(mixture.means), want.means, tol, "means")
+    oracle.assert_close(host(mixture.covariances), want.covariances, tol, "covariances")
