@@ -209,6 +209,7 @@ def test_the_optimal_variance_is_the_true_reverse_variance_and_a_minimum(varianc
 
 
 @pytest.mark.equation("DDPM-17")
+@pytest.mark.equation("TRAP-9")
 def test_the_optimal_variance_lies_between_the_two_usual_ones_only_for_narrow_data():
     now, before = np.asarray([-0.5]), np.asarray([-0.2])
     small, large = posterior(now, before)[2][0], kernel(now, before)[1][0]

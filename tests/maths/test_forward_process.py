@@ -11,6 +11,7 @@ from scratchgen.maths.gaussian import Gaussian
 from scratchgen.testing import oracle
 from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import noise_levels, reals, seeds, sizes, transitions
+from scratchgen.testing.worlds import GaussianDiffusion
 
 from support import NUMPY, host, normals, on_every_backend, tolerance
 
@@ -176,6 +177,7 @@ def test_bayes_rule_holds_pointwise(pair, x0, x_s, x_t):
 
 
 @pytest.mark.equation("DDPM-6")
+@pytest.mark.equation("TRAP-8")
 @given(noise_levels(1), reals(3.0), reals(3.0))
 def test_the_first_step_back_is_a_point_at_the_data(levels, x0, x_t):
     c0, c, variance = f.posterior(levels[[1]], levels[[0]])
@@ -221,6 +223,14 @@ def test_the_posterior_is_the_regression_of_simulated_chains(seed, x0, pair):
     assert_mean(intercept, c0 * x0, resolution=1e-9)
     assert_mean(squares, variance, resolution=1e-9)
     assert_mean(slope, 0.0, resolution=1e-9)
+
+
+@pytest.mark.equation("TRAP-2")
+def test_the_variance_of_a_chain_is_not_the_product_of_its_steps():
+    beta = np.linspace(0.05, 0.5, 10)
+    _, variance = f.kernel(np.asarray([np.log1p(-beta).sum()]))
+    assert variance[0] == pytest.approx(0.967, abs=1e-3)
+    assert np.prod(beta) < 1e-6
 
 
 @pytest.mark.equation("VDM-5")
@@ -285,6 +295,26 @@ def test_the_shifted_base_is_centred_at_the_condition(seed, levels):
     eps, hint = normals(seed, 2, 3), normals(seed + 1, 2, 3)
     last = np.full(2, levels[-1])
     np.testing.assert_allclose(f.Shifted(hint).shifted(eps, last), hint + eps)
+
+
+@pytest.mark.equation("TRAP-6")
+def test_a_base_without_the_condition_shows_in_short_chains_only():
+    """Unit data: starting from N(0, I) moves the samples by √ᾱ_T x̂ and by nothing else."""
+    hint = np.asarray([[2.5]])
+    found = []
+    for beta in (np.linspace(1e-4, 0.02, 1000), np.linspace(1e-6, 0.7, 10)):
+        levels = np.concatenate([[0.0], np.cumsum(np.log1p(-beta))])
+        world, shift = GaussianDiffusion(np.asarray([0.4]), np.ones(1)), f.Shifted(hint)
+        ends = []
+        for base in (hint, 0.0 * hint):
+            x = base
+            for t in range(len(beta), 0, -1):
+                u = shift.plain(x, levels[[t]])
+                x = shift.shifted(world.reverse(levels[t], levels[t - 1])[0](u), levels[[t - 1]])
+            ends.append(float(x[0, 0]))
+        assert ends[0] - ends[1] == pytest.approx(2.5 * np.exp(0.5 * levels[-1]), rel=1e-9)
+        found.append(ends[0] - ends[1])
+    assert found[0] < 0.02 < 0.2 < found[1]
 
 
 @pytest.mark.equation("DVAE-9")
