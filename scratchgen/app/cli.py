@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -197,6 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 3)
     except MemoryError as error:
         return _complain(f"there is not enough memory for this: {error}", 2)
+    except BrokenPipeError:
+        # the reader, such as `head`, has seen enough; what Python would still flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
     except ValueError as error:

@@ -115,6 +115,28 @@ def q_posterior(x0, x_t, now, before):
     return shaped(c0, x0) * x0 + shaped(c, x_t) * x_t, variance
 
 
+def ddim_step(x0, eps, noise, variance, before):
+    """x_s = √ᾱ_s x_0 + √(1-ᾱ_s-σ²) ε + σ z, where x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε.
+
+    Any σ² from 0 to 1-ᾱ_s leaves q(x_s | x_0) as it is; σ² = β̃ gives the posterior of the forward
+    process, σ² = 0 a deterministic step. With predictions in the place of x0 and eps, the sampler.
+
+    Args:
+        x0, eps, noise: (N, ...).
+        variance: σ² (N,).
+        before: (N,), the level at s.
+
+    Returns:
+        (N, ...).
+
+    Source: [Song 2021]
+    """
+    sqrt = namespace(before).sqrt
+    signal, spread = kernel(before)
+    kept = shaped(sqrt(spread - variance), eps) * eps
+    return shaped(signal, x0) * x0 + kept + shaped(sqrt(variance), noise) * noise
+
+
 def q_chain(x0, noise, levels):
     """x_0, x_1, ..., x_T, one step after another: every latent has the shape of the data.
 

@@ -117,3 +117,10 @@ assert not {"pytest", "hypothesis", "autograd", "scipy", "matplotlib"} & set(sys
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m scratchgen explain | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ELBO")
+    assert done.stderr == ""

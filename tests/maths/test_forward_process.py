@@ -233,6 +233,24 @@ def test_the_variance_of_a_chain_is_not_the_product_of_its_steps():
     assert np.prod(beta) < 1e-6
 
 
+@given(seeds(), transitions(), st.floats(0.0, 1.0))
+def test_a_ddim_step_keeps_the_marginal_and_holds_the_posterior(seed, pair, share):
+    """The coefficients of ε and z have squares of sum 1-ᾱ_s; at σ² = β̃ it is q(x_s | x_t, x_0)."""
+    now, before = pair
+    x0, eps, z, nothing = *normals(seed, 3, 1, 4), np.zeros((1, 4))
+    spread = 1.0 - np.exp(before)
+    noise = f.ddim_step(nothing, np.ones((1, 4)), nothing, share * spread, before)
+    added = f.ddim_step(nothing, nothing, np.ones((1, 4)), share * spread, before)
+    np.testing.assert_allclose(noise**2 + added**2, spread[0], rtol=1e-12)
+    np.testing.assert_allclose(added**2, share * spread[0], rtol=1e-12)
+    np.testing.assert_allclose(noise + added > 0.0, True)
+    variance = f.posterior(now, before)[2]
+    x_t, _ = f.q_sample(x0, eps, now)
+    want = f.q_posterior(x0, x_t, now, before)[0] + np.sqrt(variance) * z
+    got = f.ddim_step(x0, eps, z, variance, before)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.equation("VDM-5")
 @given(st.floats(0.1, 5.0), noise_levels())
 def test_unit_variance_is_kept_and_any_other_forgotten(variance, levels):
@@ -353,6 +371,7 @@ def test_every_backend_agrees(born):
         yield x_t
         yield from pullback(data)
         yield f.q_posterior(data, x_t, rows[2, ...], rows[1, ...])[0]
+        yield f.ddim_step(data, x_t, data, 0.1 * (rows[1, ...] + 1.0), rows[2, ...])
         shift = f.Shifted(eps[1, ...])
         yield shift.shifted(shift.plain(x_t, rows[0, ...]), rows[2, ...])
         yield made.asarray(host(f.marginal_variance(rows[1, ...], 2.0)))
