@@ -9,6 +9,7 @@ formula fails with probability at most alpha.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, erfc, exp, inf, log, pi, sqrt
 
 import numpy as np
@@ -222,25 +223,27 @@ class _Sample:
 
 
 def _estimate(drawn) -> _Sample:
-    """The moments, with controls regressed out where there are any."""
+    """The moments, with controls regressed out where there are any: least squares at controls 0."""
     controlled = isinstance(drawn, tuple)
     values = np.asarray(drawn[0] if controlled else drawn, dtype=np.float64)
-    columns = [np.ones((len(values), 1))]
-    if controlled:
-        columns.append(np.asarray(drawn[1], dtype=np.float64))
-    design = np.concatenate(columns, axis=1)
-    gram = np.linalg.inv(design.T @ design)
-    coefficients = gram @ (design.T @ values)
-    rest = values - design @ coefficients
-    squares = rest * rest
-    variance = float(np.sum(squares)) / (len(values) - design.shape[1])
-    error = sqrt(variance * float(gram[0, 0]))
-    scale = max(1.0, float(np.abs(values).max()))
+    n = len(values)
+    controls = np.asarray(drawn[1], dtype=np.float64) if controlled else np.empty((n, 0))
+    average, middle = np.mean(values), np.mean(controls, axis=0)
+    apart = controls - middle
+    inverse = np.linalg.inv(apart.T @ apart)
+    slopes = inverse @ (apart.T @ (values - average))
+    mean = float(average - middle @ slopes)
+    rest = values - average - apart @ slopes
+    # sums of products, not BLAS: threads that wait for each other cost more than they save
+    squares, total = rest * rest, partial(np.einsum, "n,n->")
+    variance = float(np.sum(squares)) / (n - 1 - controls.shape[1])
+    error = sqrt(variance * float(1.0 / n + middle @ inverse @ middle))
+    scale = max(1.0, float(np.max(np.abs(values))))
     if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
-        return _Sample(float(coefficients[0]), error, 0.0, 0.0, constant=not controlled)
-    skewness = float(squares @ rest) / (len(rest) * variance**1.5)
-    kurtosis = float(squares @ squares) / (len(rest) * variance**2) - 3.0
-    return _Sample(float(coefficients[0]), error, skewness, kurtosis, constant=False)
+        return _Sample(mean, error, 0.0, 0.0, constant=not controlled)
+    skewness = float(total(squares, rest)) / (n * variance**1.5)
+    kurtosis = float(total(squares, squares)) / (n * variance**2) - 3.0
+    return _Sample(mean, error, skewness, kurtosis, constant=False)
 
 
 def normal_quantile(alpha: float) -> float:
