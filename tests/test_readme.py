@@ -1,0 +1,64 @@
+"""The README's Python runs as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratchgen.testing.monte_carlo import MonteCarloFailure
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+PROGRAMS = [block for block in BLOCKS if "def test_" not in block]
+TESTS = [block for block in BLOCKS if "def test_" in block]
+
+
+def run(*command, folder):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+        },  # two on a busy machine wait for each other
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_program_prints_its_loss(tmp_path):
+    (program,) = PROGRAMS
+    code, said = run("-c", program, folder=tmp_path)
+    assert code == 0, said
+    nats, unit = said.split(maxsplit=1)
+    assert 80.0 < float(nats) < 160.0
+    assert unit == "nats per digit\n"
+
+
+def test_a_formula_of_ones_own_passes(tmp_path):
+    (text,) = TESTS
+    (tmp_path / "test_mine.py").write_text(text, "utf-8")
+    code, said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", folder=tmp_path)
+    assert code == 0, said
+    assert "1 passed" in said
+
+
+def test_a_wrong_formula_of_ones_own_fails():
+    (text,) = TESTS
+    wrong = text.replace("kl = b - 1.0 - np.log(b)", "kl = b - 1.0 + np.log(b)")
+    assert wrong != text
+    written = {}
+    exec(wrong, written)
+    law = written["test_kl_of_two_exponentials"].hypothesis.inner_test
+    with pytest.raises(MonteCarloFailure):
+        law(seed=0, b=2.0)
+
+
+def test_the_formula_takes_fifteen_lines():
+    (text,) = TESTS
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 15
