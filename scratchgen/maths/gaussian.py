@@ -7,7 +7,7 @@ Values only: these are the truths that models are compared with, not parts of a 
 
 from collections.abc import Sequence
 
-from scratchgen.core.arrays import namespace
+from scratchgen.core.arrays import namespace, rows
 from scratchgen.core.numerics import LOG_2PI
 
 
@@ -35,7 +35,7 @@ class Gaussian:
     @property
     def dims(self) -> int:
         """D."""
-        return self.mean.shape[0]
+        return self.mean.size
 
     @property
     def log_det(self) -> float:
@@ -119,12 +119,11 @@ class Gaussian:
     def _solved(self, x):
         """S⁻¹ x for x (..., D)."""
         xp = namespace(x)
-        flat = xp.reshape(x, (-1, self.dims))
-        return xp.reshape(xp.linalg.solve(self.covariance, flat.T).T, x.shape)
+        return xp.reshape(xp.linalg.solve(self.covariance, rows(x).T).T, x.shape)
 
-    def _block(self, rows, columns):
-        return self._take(self._take(self.covariance, rows), columns, axis=1)
+    def _block(self, down, across):
+        return self._take(self._take(self.covariance, down), across, axis=1)
 
     def _take(self, a, indices, axis=0):
         xp = namespace(a)
-        return xp.take(a, xp.asarray(list(indices), dtype=xp.int64, device=a.device), axis=axis)
+        return xp.take(a, xp.asarray(list(indices), device=a.device), axis=axis)

@@ -97,6 +97,7 @@ def test_samples_are_the_factor_times_the_noise(seed, dims):
     gap = law.sample(eps) - law.mean
     squares = (gap * np.linalg.solve(law.covariance, gap.T).T).sum(axis=-1)
     np.testing.assert_allclose(squares, (eps**2).sum(axis=-1), rtol=1e-8)
+    assert np.all(gap[:, 0] * eps[:, 0] >= 0.0)  # L has a positive diagonal
 
 
 def test_shapes_must_fit():
