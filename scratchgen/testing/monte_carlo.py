@@ -175,7 +175,7 @@ def assert_law(
     Source: [Massart 1990]
     """
     for n, look, share in _looks(resolution, alpha, first, growth, most):
-        values = np.sort(np.asarray(draw(n, look), dtype=np.float64))
+        values = np.sort(draw(n, look))
         steps = np.arange(n + 1) / n
         distance = float(max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
         half_width = sqrt(log(2.0 / share) / (2.0 * n))
@@ -229,15 +229,15 @@ def _estimate(drawn) -> _Sample:
     n = len(values)
     controls = np.asarray(drawn[1], dtype=np.float64) if controlled else np.empty((n, 0))
     average, middle = np.mean(values), np.mean(controls, axis=0)
-    apart = controls - middle
-    inverse = np.linalg.inv(apart.T @ apart)
-    slopes = inverse @ (apart.T @ (values - average))
+    centred, apart = values - average, controls - middle
+    solved = partial(np.linalg.solve, apart.T @ apart)
+    slopes = solved(apart.T @ centred)
     mean = float(average - middle @ slopes)
-    rest = values - average - apart @ slopes
+    rest = centred - apart @ slopes
     # sums of products, not BLAS: threads that wait for each other cost more than they save
     squares, total = rest * rest, partial(np.einsum, "n,n->")
     variance = float(np.sum(squares)) / (n - 1 - controls.shape[1])
-    error = sqrt(variance * float(1.0 / n + middle @ inverse @ middle))
+    error = sqrt(variance * float(1.0 / n + middle @ solved(middle)))
     scale = max(1.0, float(np.max(np.abs(values))))
     if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
         return _Sample(mean, error, 0.0, 0.0, constant=not controlled)

@@ -168,13 +168,25 @@ def test_the_first_look_takes_4096_and_the_last_at_most_four_million(check):
     assert check(lambda n, look: noise_uniform(6, look, n), resolution=0.2).samples == 4096
     asked = []
 
-    def alike(n, look):
+    def undecided(n, look):
         asked.append(n)
         return np.full(n, 0.5) if check is not assert_law else (np.arange(n) + 0.5) / n
 
     with pytest.raises(Underpowered):
-        check(alike, resolution=1e-9)
+        check(undecided, resolution=1e-9)
     assert asked == [2 ** (12 + 2 * k) for k in range(6)]
+    asked.clear()
+    with pytest.raises(Underpowered):
+        check(undecided, resolution=1e-9, first=2**21, growth=2)
+    assert asked == [2**21, 2**22]
+
+
+@pytest.mark.parametrize("check", [assert_law, partial(assert_mean, expected=0.5)])
+def test_a_check_says_how_many_looks_it_took(check):
+    found = check(lambda n, look: noise_uniform(7, look, n), resolution=0.1, first=16)
+    assert found.samples == 16 * 4 ** (found.looks - 1)
+    assert found.looks > 2
+    assert found.alpha == 1e-9
 
 
 def test_too_few_samples_are_a_failure():
@@ -282,11 +294,32 @@ def test_equal_but_for_rounding_is_equal():
 def test_rounding_is_allowed_for_in_units_of_the_largest_number(size):
     """A constant known to be one: 1e-13 of it is rounding, more is an error."""
     once = partial(assert_mean, exactly(size), spread=0.0)
-    once(size * (1.0 + 0.9e-13), resolution=2e-13 * size)
+    once(size * (1.0 + 0.99e-13), resolution=2e-13 * size)
     with pytest.raises(MonteCarloFailure):
-        once(size * (1.0 + 1.2e-13), resolution=1.0)
+        once(size * (1.0 + 1.01e-13), resolution=1.0)
     with pytest.raises(Underpowered):
-        once(size, resolution=0.9e-13 * size, most=4096)
+        once(size, resolution=0.99e-13 * size, most=4096)
+
+
+def test_ties_are_decided_for_the_claim(monkeypatch):
+    """Intervals are closed, and a sample as large as the guards ask for is large enough."""
+    moments = monte_carlo._Sample(0.0, error=0.125, skewness=0.0, kurtosis=12.0, constant=False)
+    monkeypatch.setattr(monte_carlo, "_estimate", lambda drawn: moments)
+    monkeypatch.setattr(monte_carlo, "normal_quantile", lambda share: 2.0)  # asks for 2⁴·12/12
+    h = 2.0 * 0.125 + 1e-13
+    assert assert_mean(lambda n, look: None, h, resolution=2.0 * h, first=16, most=16).looks == 1
+    alpha = 4.0 * np.exp(-2.0)
+    assert sqrt(log(4.0 / alpha) / 2.0) == 1.0  # h of one sample
+    assert assert_law(lambda n, look: np.zeros(n), 2.0, alpha, first=1, most=1).looks == 1
+
+
+def test_float32_samples_are_averaged_in_float64():
+    """1,000 numbers near 10⁷ lose their units to a float32 sum."""
+    pairs = lambda *values: np.resize(np.asarray(values, dtype=np.float32), 1000)
+    assert monte_carlo._estimate(pairs(1e7, 1.0)).mean == 5000000.5
+    control = pairs(1e7 + 1.0, -1e7)
+    sample = monte_carlo._estimate((2.0 * control.astype(np.float64), control[:, None]))
+    assert sample.mean == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_error_allows_for_what_the_controls_cost():
