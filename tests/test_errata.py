@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from errata import CHAIN, DATA, PRINTED, STEPS, only_ours_obeys
 
 from scratchgen.maths import likelihoods as lk
 from scratchgen.maths.diffusion_bound import joint_log_density
@@ -17,6 +16,7 @@ from scratchgen.testing.worlds import (
     distortion_at_rate,
 )
 
+from errata import CHAIN, DATA, PRINTED, STEPS, only_ours_obeys
 from support import normals
 
 LINEAR = np.concatenate([[0.0], np.cumsum(np.log1p(-np.linspace(0.05, 0.5, 10)))])
