@@ -6,9 +6,10 @@ away. Log-densities are in nats.
 """
 
 from abc import ABC, abstractmethod
-from math import exp, expm1
+from itertools import pairwise
+from math import exp, expm1, inf, nan
 
-from scratchgen.core.arrays import Backend, namespace
+from scratchgen.core.arrays import Backend, full_like, namespace, rows
 from scratchgen.core.numerics import LOG_2PI, logsumexp
 
 BLOCK = 1 << 21  # numbers worked on at a time, so that memory does not grow with rows × components
@@ -44,30 +45,32 @@ class Mixture(Density):
 
     Args:
         backend: where its arrays are born.
-        weights: (K,), non-negative, of sum 1.
+        weights: (K,), non-negative; only their ratios matter.
         means: (K, D).
         covariances: (K, D, D), symmetric and positive definite.
 
     Raises:
-        ValueError: shapes that do not fit, weights that are no probabilities, or a covariance that
-            is not symmetric and positive definite.
+        ValueError: shapes that do not fit, a weight that is negative, no weight that is positive,
+            or a covariance that is not symmetric and positive definite.
     """
 
     def __init__(self, backend: Backend, weights, means, covariances):
         w, m, s = (backend.asarray(a) for a in (weights, means, covariances))
-        if w.ndim != 1 or m.ndim != 2 or m.shape[0] != w.shape[0] or 0 in m.shape:
-            raise ValueError(f"weights (K,) and means (K, D) must fit, got {w.shape}, {m.shape}")
-        if s.shape != (*m.shape, m.shape[1]):
-            raise ValueError(f"covariances must be {(*m.shape, m.shape[1])}, got {s.shape}")
+        if m.ndim != 2 or w.shape != m.shape[:1] or s.shape != (*m.shape, *m.shape[1:]):
+            raise ValueError(
+                "a mixture needs weights (K,), means (K, D) and covariances (K, D, D), got "
+                f"{w.shape}, {m.shape} and {s.shape}"
+            )
+        xp, total = backend.xp, backend.xp.sum(w)
+        if not (bool(xp.all(w >= 0.0)) and float(total) > 0.0):
+            raise ValueError(f"weights must not be negative, nor all of them 0, got {w}")
         self.backend, self.dims = backend, m.shape[1]
-        self.weights, self.means, self.covariances = w, m, s
-        xp = backend.xp
-        if not (bool(xp.all(w >= 0.0)) and abs(float(xp.sum(w)) - 1.0) < 1e-5):
-            raise ValueError(f"weights must be non-negative and sum to 1, got {w}")
+        self.weights, self.means, self.covariances = w / total, m, s
         self._scale = _cholesky(s)
         self._whitening = xp.linalg.inv(self._scale)
-        log_volume = xp.sum(xp.log(xp.linalg.diagonal(self._whitening)), axis=-1)
-        log_weights = xp.where(w > 0.0, xp.log(xp.where(w > 0.0, w, 1.0)), -xp.inf)
+        present = w > 0.0
+        log_weights = xp.where(present, xp.log(xp.where(present, self.weights, xp.max(w))), -inf)
+        log_volume = xp.sum(xp.log(xp.linalg.diagonal(self._whitening)), axis=1)
         self._log_heights = log_weights + log_volume - 0.5 * self.dims * LOG_2PI
 
     @property
@@ -84,15 +87,15 @@ class Mixture(Density):
 
     def log_joint(self, x):
         """log w_k N(x; m_k, S_k) in nats: (..., D) -> (..., K)."""
-        return self._by_rows(lambda rows: self._parts(rows)[0].T, x)
+        return self._by_rows(lambda block: self._parts(block)[0].T, x)
 
     def log_prob(self, x):
         """log p(x) = log Σ_k w_k N(x; m_k, S_k) in nats: (..., D) -> (...)."""
-        return self._by_rows(lambda rows: logsumexp(self._parts(rows)[0], axis=0), x)
+        return self._by_rows(lambda block: logsumexp(self._parts(block)[0], axis=0), x)
 
     def responsibilities(self, x):
         """P(k | x), the share of component k in p(x): (..., D) -> (..., K)."""
-        return self._by_rows(lambda rows: softmax(self._parts(rows)[0], axis=0).T, x)
+        return self._by_rows(lambda block: softmax(self._parts(block)[0]).T, x)
 
     def score(self, x):
         """∇ log p(x) = Σ_k P(k | x) S_k⁻¹ (m_k - x).
@@ -106,13 +109,13 @@ class Mixture(Density):
         Source: SCORE-1
         """
 
-        def rows_score(rows):
-            xp = namespace(rows)
-            log_joint, z = self._parts(rows)
+        def block_score(block):
+            xp = namespace(block)
+            log_joint, z = self._parts(block)
             pulls = xp.matmul(xp.matrix_transpose(self._whitening), z)
-            return -xp.sum(softmax(log_joint, axis=0)[:, None, :] * pulls, axis=0).T
+            return -xp.sum(softmax(log_joint)[:, None, :] * pulls, axis=0).T
 
-        return self._by_rows(rows_score, x)
+        return self._by_rows(block_score, x)
 
     def noised(self, level: float) -> "Mixture":
         """Σ_k w_k N(√ᾱ m_k, ᾱ S_k + (1-ᾱ) I), the law of √ᾱ x₀ + √(1-ᾱ) ε.
@@ -129,7 +132,7 @@ class Mixture(Density):
         Source: DDPM-4
         """
         signal, variance = signal_and_variance(level)
-        covariances = signal**2 * self.covariances + variance * self._identity()
+        covariances = signal**2 * self.covariances + variance * identity(self.backend, self.dims)
         return Mixture(self.backend, self.weights, signal * self.means, covariances)
 
     def posterior(self, x_t, level: float) -> "Mixture":
@@ -151,8 +154,10 @@ class Mixture(Density):
 
         Source: DDPM-7
         """
+        xp = self.backend.xp
         shares, means, covariances = self._conditioned(x_t[None, :], level)
-        return Mixture(self.backend, shares[:, 0], means[:, :, 0], covariances)
+        shares, means = xp.squeeze(shares, axis=1), xp.squeeze(means, axis=2)
+        return Mixture(self.backend, shares, means, covariances)
 
     def posterior_mean(self, x_t, level: float):
         """E[x₀ | x_t], from the conditioned components and not from the score.
@@ -170,11 +175,11 @@ class Mixture(Density):
         Source: SCORE-3
         """
 
-        def rows_mean(rows):
-            shares, means, _ = self._conditioned(rows, level)
-            return namespace(rows).sum(shares[:, None, :] * means, axis=0).T
+        def block_mean(block):
+            shares, means, _ = self._conditioned(block, level)
+            return namespace(block).sum(shares[:, None, :] * means, axis=0).T
 
-        return self._by_rows(rows_mean, x_t)
+        return self._by_rows(block_mean, x_t)
 
     def posterior_covariance(self, x_t, level: float):
         """Cov[x₀ | x_t]; its trace is the least mean squared error of a denoiser at x_t.
@@ -192,14 +197,14 @@ class Mixture(Density):
         Source: SCORE-3
         """
 
-        def rows_covariance(rows):
-            xp = namespace(rows)
-            shares, means, covariances = self._conditioned(rows, level)
+        def block_covariance(block):
+            xp = namespace(block)
+            shares, means, covariances = self._conditioned(block, level)
             apart = means - xp.sum(shares[:, None, :] * means, axis=0)
             spread = covariances[..., None] + apart[:, :, None, :] * apart[:, None, :, :]
             return xp.permute_dims(xp.sum(shares[:, None, None, :] * spread, axis=0), (2, 0, 1))
 
-        return self._by_rows(rows_covariance, x_t)
+        return self._by_rows(block_covariance, x_t)
 
     def sample(self, n: int, stream):
         """n independent draws (n, D): a component, then a normal."""
@@ -209,37 +214,37 @@ class Mixture(Density):
         k = xp.sum(xp.astype(u[:, None] >= below, xp.int64), axis=1)
         noise = stream.at("noise").normal((n, self.dims))
         means, scales = xp.take(self.means, k, axis=0), xp.take(self._scale, k, axis=0)
-        return means + xp.matmul(scales, noise[..., None])[..., 0]
+        return means + xp.sum(scales * noise[:, None, :], axis=2)
 
-    def _identity(self):
-        like = self.covariances
-        return self.backend.xp.eye(self.dims, dtype=like.dtype, device=like.device)
-
-    def _parts(self, rows):
+    def _parts(self, block):
         """(M, D) -> log w_k N(x; m_k, S_k) (K, M), whitened distances to the means (K, D, M)."""
-        xp = namespace(rows)
-        z = xp.matmul(self._whitening, rows.T - self.means[:, :, None])
+        xp = namespace(block)
+        z = xp.matmul(self._whitening, block.T - self.means[:, :, None])
         return self._log_heights[:, None] - 0.5 * xp.sum(z * z, axis=1), z
 
-    def _conditioned(self, rows, level):
+    def _conditioned(self, block, level):
         """P(k | x_t) (K, M), and the means (K, D, M) and covariances (K, D, D) given k and x_t."""
-        xp = namespace(rows)
+        xp = namespace(block)
         signal, variance = signal_and_variance(level)
         marginal = self.noised(level)
         gains = xp.linalg.solve(marginal.covariances, self.covariances)  # the factors commute
         gains = 0.5 * (gains + xp.matrix_transpose(gains))
-        gaps = rows.T - marginal.means[:, :, None]
+        gaps = block.T - marginal.means[:, :, None]
         means = self.means[:, :, None] + signal * xp.matmul(gains, gaps)
-        return softmax(marginal._parts(rows)[0], axis=0), means, variance * gains
+        return softmax(marginal._parts(block)[0]), means, variance * gains
 
     def _by_rows(self, f, x):
         """f: (M, D) -> (M, ...) applied to all rows of x (..., D), a block of them at a time."""
-        xp = namespace(x)
-        rows = xp.reshape(x, (-1, self.dims))
-        n, size = rows.shape[0], max(1, BLOCK // (self.means.shape[0] * self.dims))
-        parts = [f(rows[i : min(i + size, n), :]) for i in range(0, max(n, 1), size)]
-        y = parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+        xp, flat = namespace(x), rows(x)
+        n, size = flat.shape[0], BLOCK // (self.means.shape[0] * self.dims) + 1
+        edges = [0, *range(size, n, size), n]
+        y = xp.concat([f(flat[first:last, :]) for first, last in pairwise(edges)])
         return xp.reshape(y, x.shape[:-1] + y.shape[1:])
+
+
+def identity(backend: Backend, dims: int):
+    """The unit matrix (dims, dims)."""
+    return backend.asarray([[float(i == j) for j in range(dims)] for i in range(dims)])
 
 
 def signal_and_variance(level: float) -> tuple[float, float]:
@@ -260,14 +265,14 @@ def _cholesky(s):
     try:
         factor = xp.linalg.cholesky(s)
     except ValueError:  # NumPy's LinAlgError is one; CuPy gives NaN
-        factor = xp.nan * s
+        factor = full_like(s, nan)
     if not (bool(xp.all(xp.isfinite(factor))) and float(asymmetry) <= 1e-5 * float(size)):
         raise ValueError(f"covariances must be symmetric and positive definite, got {s}")
     return factor
 
 
-def softmax(a, axis: int):
-    """e^a / Σ e^a along one axis; of sum 1 even where a is so large that its rounding is felt."""
+def softmax(a):
+    """e^a / Σ e^a along the first axis; of sum 1 even where rounding is felt in so large an a."""
     xp = namespace(a)
-    e = xp.exp(a - xp.max(a, axis=axis, keepdims=True))
-    return e / xp.sum(e, axis=axis, keepdims=True)
+    e = xp.exp(a - xp.max(a, axis=0))
+    return e / xp.sum(e, axis=0)

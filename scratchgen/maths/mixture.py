@@ -11,17 +11,17 @@ and its M-step is exactly "weighted covariance + ρI". So J never falls, and it 
 beside variances as large as tr S, one of size ρ is known no better.
 """
 
-from math import log
+from math import inf, log
 
-from scratchgen.core.arrays import namespace
+from scratchgen.core.arrays import full_like, namespace, ones
 from scratchgen.core.numerics import logsumexp
-from scratchgen.maths.densities import Mixture
+from scratchgen.maths.densities import Mixture, identity
 
-FEWEST_ROWS = 1e-30  # a component that holds less than this share of a row is empty
+KEPT = 1e-30  # the share of a row that holds every component where it was, if nothing else does
 
 
 def fit_mixture(
-    x, components: int, stream, iterations: int = 100, ridge: float = 1e-6, tolerance: float = 1e-6
+    x, components: int, stream, iterations: int = 100, ridge: float = 1e-6
 ) -> tuple[Mixture, list[float]]:
     """A full-covariance mixture of normals: k-means++ centres, then expectation maximisation.
 
@@ -31,7 +31,6 @@ def fit_mixture(
         stream: draws the centres; of x's backend.
         iterations: at most so many.
         ridge: ρ ≥ 0, added to every variance, in squared data units.
-        tolerance: stop when J gains less, in nats.
 
     Returns:
         the Mixture, and J before the first and after every iteration.
@@ -49,20 +48,20 @@ def fit_mixture(
     if not (iterations >= 0 and ridge >= 0.0):
         raise ValueError(f"need iterations ≥ 0 and ridge ≥ 0, got {iterations} and {ridge}")
     start = first_mixture(x, components, stream, ridge)
-    return expectation_maximisation(x, start, iterations, ridge, tolerance)
+    return expectation_maximisation(x, start, iterations, ridge)
 
 
 def expectation_maximisation(
-    x, mixture: Mixture, iterations: int, ridge: float, tolerance: float = 0.0
+    x, mixture: Mixture, iterations: int, ridge: float
 ) -> tuple[Mixture, list[float]]:
-    """EM from a given mixture, as in `fit_mixture`.
+    """EM from a given mixture; it ends early when an iteration gains nothing.
 
     A component that no row takes any part of keeps its place and gets the weight 0.
 
     Args:
         x: (N, D).
         mixture: where to start.
-        iterations, ridge, tolerance: as in `fit_mixture`.
+        iterations, ridge: as in `fit_mixture`.
 
     Returns:
         the Mixture, and J before the first and after every iteration.
@@ -75,41 +74,42 @@ def expectation_maximisation(
         mixture = _maximise(x, shares, mixture, ridge)
         objective, shares = _expect(x, mixture, ridge)
         history.append(objective)
-        if history[-1] - history[-2] < tolerance:
+        if history[-1] <= history[-2]:
             break
     return mixture, history
 
 
-def first_mixture(x, components: int, stream, ridge: float = 1e-6) -> Mixture:
-    """Equal weights at centres chosen by k-means++, with the scatter around the nearest centre.
+def first_mixture(x, components: int, stream, ridge: float) -> Mixture:
+    """Equal round normals at centres chosen by k-means++.
 
-    The first centre is any row; each next one is row n with probability ∝ its squared distance to
-    the nearest centre so far.
+    The first centre is any row; each next one is a row drawn with probability ∝ its squared
+    distance d² to the nearest centre so far. The variance is (1/N) Σ_n d_n²/D + ρ.
 
     Args:
         x: (N, D).
         components: K.
         stream: draws the centres.
-        ridge: ρ, added to the variances.
+        ridge: ρ ≥ 0.
 
     Returns:
-        a Mixture of equal covariances.
+        a Mixture.
 
     Source: [Arthur 2007]
     """
     xp = namespace(x)
-    centres = [_drawn_row(x, xp.ones_like(x[:, 0]), stream.at("centre", 0))]
-    nearest = xp.broadcast_to(centres[0], x.shape)
-    for k in range(1, components):
-        far = xp.sum((x - nearest) ** 2, axis=1)
-        centres.append(_drawn_row(x, far, stream.at("centre", k)))
-        closer = xp.sum((x - centres[k]) ** 2, axis=1) < far
-        nearest = xp.where(closer[:, None], centres[k], nearest)
-    apart = x - nearest
-    scatter = apart.T @ apart / x.shape[0] + ridge * _identity(x)
-    covariances = xp.stack([scatter] * components, axis=0)
-    weights = [1.0 / components] * components
-    return Mixture(stream.backend, weights, xp.stack(centres, axis=0), covariances)
+    chances = ones(x.shape[:1], x)
+    far, centres = full_like(chances, inf), []
+    for k in range(components):
+        below = xp.cumulative_sum(chances)
+        passed = below <= stream.at("centre", k).uniform((1,)) * below[-1]
+        # where all rows are centres already, no chance is left, and any row will do
+        row = int(xp.sum(xp.astype(passed, xp.int64))) % x.shape[0]
+        centres.append(x[row, :])
+        far = xp.minimum(far, xp.sum((x - centres[-1]) ** 2, axis=1))
+        chances = far
+    variance = float(xp.mean(far)) / x.shape[1] + ridge
+    rounds = xp.stack([variance * identity(stream.backend, x.shape[1])] * components)
+    return Mixture(stream.backend, [1.0] * components, xp.stack(centres), rounds)
 
 
 def bic(log_likelihood: float, n: int, k: int, d: int) -> float:
@@ -130,21 +130,13 @@ def bic(log_likelihood: float, n: int, k: int, d: int) -> float:
     return free * log(n) - 2.0 * log_likelihood
 
 
-def _drawn_row(x, chances, stream):
-    """A row of x, drawn with probability ∝ chances (N,); the last one where all are 0."""
-    xp = namespace(x)
-    below = xp.cumulative_sum(chances)
-    passed = xp.sum(xp.astype(below <= stream.uniform((1,)) * below[-1], xp.int64))
-    return x[min(int(passed), x.shape[0] - 1), :]
-
-
 def _expect(x, mixture: Mixture, ridge: float):
     """J, and the shares r (N, K) of the components in every row."""
     xp = namespace(x)
     precisions = xp.linalg.inv(mixture.covariances)
-    penalty = 0.5 * ridge * xp.sum(xp.linalg.diagonal(precisions), axis=-1)
+    penalty = 0.5 * ridge * xp.linalg.trace(precisions)
     log_joint = mixture.log_joint(x) - penalty
-    log_total = logsumexp(log_joint, axis=-1)
+    log_total = logsumexp(log_joint)
     return float(xp.mean(log_total)), xp.exp(log_joint - log_total[:, None])
 
 
@@ -152,18 +144,13 @@ def _maximise(x, shares, before: Mixture, ridge: float) -> Mixture:
     """The mixture that fits the rows best, given the shares (N, K)."""
     xp = namespace(x)
     taken = xp.sum(shares, axis=0)
-    filled = taken > FEWEST_ROWS
-    shares = shares / xp.where(filled, taken, 1.0)
-    means = xp.where(filled[:, None], shares.T @ x, before.means)
-    covariances = []
-    for k in range(taken.shape[0]):
+    held = taken + KEPT
+    means = (shares.T @ x + KEPT * before.means) / held[:, None]
+    scatters = []
+    for k in range(means.shape[0]):
         apart = x - means[k, :]
         scatter = (shares[:, k : k + 1] * apart).T @ apart
-        covariances.append(0.5 * (scatter + scatter.T) + ridge * _identity(x))
-    stacked = xp.where(filled[:, None, None], xp.stack(covariances, axis=0), before.covariances)
-    weights = xp.where(filled, taken, 0.0)
-    return Mixture(before.backend, weights / xp.sum(weights), means, stacked)
-
-
-def _identity(x):
-    return namespace(x).eye(x.shape[1], dtype=x.dtype, device=x.device)
+        scatters.append(0.5 * (scatter + scatter.T))
+    blur = taken[:, None, None] * ridge * identity(before.backend, x.shape[1])
+    covariances = (xp.stack(scatters) + blur + KEPT * before.covariances) / held[:, None, None]
+    return Mixture(before.backend, taken, means, covariances)

@@ -7,9 +7,9 @@ leaves nothing but rounding, so a model trained on draws from it can be held aga
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil, cos, log, pi, sin, sqrt
+from math import ceil, cos, hypot, inf, log, pi, sin, sqrt
 
-from scratchgen.core.arrays import Backend, namespace
+from scratchgen.core.arrays import Backend, full_like, namespace, rows
 from scratchgen.core.numerics import level_centres, logsumexp
 from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax
 from scratchgen.maths.distributions import discretised_normal_nll
@@ -20,18 +20,19 @@ class Curve(Mixture):
 
     The integral over a curve c(u), 0 ≤ u ≤ 1, is a quadrature whose nodes are the components of a
     mixture: the trapezoid rule on closed curves, Fejér's first rule on open ones. Both converge
-    geometrically, and two nodes a standard deviation of the blur leave nothing but rounding. Noise
-    only makes the integrand smoother, so the noised marginals are mixtures at the same nodes.
+    geometrically; 16 nodes and two more for every √v of a curve's length leave little but rounding
+    (π more with Fejér, whose nodes are π/2 times as far apart in the middle). Noise only makes the
+    integrand smoother, so the noised marginals keep those nodes.
 
     Args:
         backend: where its arrays are born.
-        pieces: the curves, functions u (n,) -> (n, 2), of equal mass.
+        pieces: of equal mass; each a curve u (n,) -> c (n, 2) and the largest |dc/du|, which is its
+            length when u runs along it evenly.
         variance: v > 0, of the blur.
         closed: whether every piece returns to its start, smoothly.
-        fineness: nodes a standard deviation, where a piece is fastest.
 
     Raises:
-        ValueError: there is no piece, or the variance or fineness is not positive.
+        ValueError: there is no piece, or a length or the variance is not positive.
 
     Source: [Waldvogel 2006]
     """
@@ -39,70 +40,73 @@ class Curve(Mixture):
     def __init__(
         self,
         backend: Backend,
-        pieces: Sequence[Callable],
+        pieces: Sequence[tuple[Callable, float]],
         variance: float,
         closed: bool,
-        fineness: float = 2.0,
     ):
-        if not (pieces and variance > 0.0 and fineness > 0.0):
+        lengths = [length for _, length in pieces]
+        if not (pieces and min(lengths) > 0.0 and variance > 0.0):
             raise ValueError(
-                "a curve needs a piece and a positive variance and fineness, got "
-                f"{len(pieces)}, {variance} and {fineness}"
+                "a curve needs a piece, positive lengths and a positive variance, got "
+                f"lengths {lengths} and variance {variance}"
             )
-        exact = replace(backend, dtype="float64")
-        lengths = [_length(piece, exact) for piece in pieces]
-        sparsest = 1.0 if closed else 0.5 * pi  # Fejér's nodes are that much rarer in the middle
-        n = 16 + ceil(fineness * sparsest * max(lengths) / sqrt(variance))
-        u, weights = (_trapezoid if closed else _fejer)(n, exact)
-        points = exact.xp.concat([piece(u) for piece in pieces], axis=0)
-        weights = exact.xp.concat([weights / len(pieces) for _ in pieces], axis=0)
+        exact, points, weights = replace(backend, dtype="float64"), [], []
+        rule, density = (_trapezoid, 2.0) if closed else (_fejer, pi)
+        for curve, length in pieces:
+            u, masses = rule(16 + ceil(density * length / sqrt(variance)), exact)
+            points.append(curve(u))
+            weights.append(masses)
+        points, weights = exact.xp.concat(points), exact.xp.concat(weights)
         super().__init__(backend, weights, points, _discs(points.shape[0], variance))
-        self._pieces, self._variance = pieces, variance
+        self.pieces, self.variance, self.closed = pieces, variance, closed
 
     def sample(self, n: int, stream):
         """n independent draws (n, 2): a piece, a place anywhere on it, then the blur."""
         xp = self.backend.xp
         u = stream.at("place").uniform((n,))
-        chosen = xp.floor(len(self._pieces) * stream.at("piece").uniform((n,)))[:, None]
-        points = [xp.where(chosen == i, f(u), 0.0) for i, f in enumerate(self._pieces)]
-        return sum(points) + sqrt(self._variance) * stream.at("noise").normal((n, 2))
+        chosen = xp.floor(len(self.pieces) * stream.at("piece").uniform((n,)))[:, None]
+        points = [xp.where(chosen == i, curve(u), 0.0) for i, (curve, _) in enumerate(self.pieces)]
+        return sum(points) + sqrt(self.variance) * stream.at("noise").normal((n, 2))
 
 
-def rings(
-    backend: Backend, radii=(1.0, 2.0), variance: float = 0.01, fineness: float = 2.0
-) -> Curve:
+def rings(backend: Backend, radii: Sequence[float] = (1.0, 2.0), variance: float = 0.01) -> Curve:
     """Concentric circles of equal mass, blurred."""
-    pieces = [lambda u, r=r: r * _circle(2.0 * pi * u) for r in radii]
-    return Curve(backend, pieces, variance, closed=True, fineness=fineness)
+
+    def ring(u, radius):
+        return _polar(radius, 2.0 * pi * u)
+
+    pieces = [(partial(ring, radius=r), 2.0 * pi * r) for r in radii]
+    return Curve(backend, pieces, variance, closed=True)
 
 
-def moons(backend: Backend, variance: float = 0.01, fineness: float = 2.0) -> Curve:
+def moons(backend: Backend, variance: float = 0.01) -> Curve:
     """Two interleaving half circles of radius 1, blurred, with their mean at the origin."""
 
     def moon(u, sign):
-        xp = namespace(u)
-        return sign * (_circle(pi * u) - xp.stack([0.5 + 0.0 * u, 0.25 + 0.0 * u], axis=-1))
+        centre = namespace(u).stack([full_like(u, 0.5), full_like(u, 0.25)], axis=1)
+        return sign * (_polar(1.0, pi * u) - centre)
 
-    pieces = [partial(moon, sign=1.0), partial(moon, sign=-1.0)]
-    return Curve(backend, pieces, variance, closed=False, fineness=fineness)
+    pieces = [(partial(moon, sign=1.0), pi), (partial(moon, sign=-1.0), pi)]
+    return Curve(backend, pieces, variance, closed=False)
 
 
 def spiral(
     backend: Backend,
     arms: int = 2,
     turns: float = 1.5,
-    radii=(0.2, 2.0),
+    radii: tuple[float, float] = (0.2, 2.0),
     variance: float = 0.01,
-    fineness: float = 2.0,
 ) -> Curve:
     """Arms of an Archimedean spiral from the first radius to the second, uniform in the angle."""
+    inner, outer = radii
 
     def arm(u, start):
-        r = radii[0] + (radii[1] - radii[0]) * u
-        return r[:, None] * _circle(2.0 * pi * (turns * u + start))
+        radius = inner + (outer - inner) * u
+        return _polar(radius[:, None], 2.0 * pi * (turns * u + start))
 
-    pieces = [partial(arm, start=i / arms) for i in range(arms)]
-    return Curve(backend, pieces, variance, closed=False, fineness=fineness)
+    fastest = hypot(outer - inner, 2.0 * pi * turns * max(radii))
+    pieces = [(partial(arm, start=i / arms), fastest) for i in range(arms)]
+    return Curve(backend, pieces, variance, closed=False)
 
 
 def grid(backend: Backend, side: int = 5, spacing: float = 1.0, variance: float = 0.01) -> Mixture:
@@ -131,7 +135,7 @@ class Checker(Density):
         backend: where its arrays are born.
         squares: k ≥ 2, the number of squares along a side.
         half_width: the board is [-half_width, half_width]².
-        level: log ᾱ ≤ 0, of the noise already put on.
+        level: log ᾱ from -80 to 0, of the noise already put on; below, nothing is left of a board.
 
     Raises:
         ValueError: a number out of its range.
@@ -144,23 +148,24 @@ class Checker(Density):
     ):
         if not (squares >= 2 and half_width > 0.0):
             raise ValueError(f"need squares ≥ 2 and half_width > 0, got {squares}, {half_width}")
-        self.backend, self.level = backend, level
-        self.squares, self.half_width = squares, half_width
-        # beyond this level √ᾱ x₀ is lost in the rounding of x, but its logarithm must stay finite
-        self._signal, self._variance = signal_and_variance(max(level, -80.0))
+        if not -80.0 <= level <= 0.0:
+            raise ValueError(f"a board's noise level is log ᾱ from -80 to 0, got {level}")
+        self.backend, self.squares, self.level = backend, squares, level
+        self.half_width, self.width = half_width, 2.0 * half_width / squares
         self._dark = [(i, j) for i in range(squares) for j in range(squares) if (i + j) % 2 == 0]
-
-    @property
-    def width(self) -> float:
-        """The width of a square."""
-        return 2.0 * self.half_width / self.squares
 
     def log_prob(self, x):
         """log p(x) in nats: (..., 2) -> (...); -inf off the dark squares of a clean board."""
+        xp = namespace(x)
+        signal, _ = signal_and_variance(self.level)
+        height = -log(len(self._dark)) - 2.0 * log(signal * self.width)
         if self.level == 0.0:
-            return self._clean_log_prob(x)
-        log_area = log(len(self._dark)) + 2.0 * log(self._signal * self.width)
-        return logsumexp(self._products(x)[0], axis=-1) - log_area
+            cell = xp.floor((x + self.half_width) / self.width)
+            parity = xp.sum(cell, axis=-1) % 2.0
+            dark = xp.all((cell >= 0.0) & (cell < self.squares), axis=-1) & (parity == 0.0)
+            return xp.where(dark, full_like(parity, height), -inf)
+        products, _ = self._products(x)
+        return xp.reshape(logsumexp(products, axis=0) + height, x.shape[:-1])
 
     def score(self, x):
         """∇ log p(x).
@@ -180,7 +185,7 @@ class Checker(Density):
             raise ValueError("a clean board has no score; ask checker.noised(level), level < 0")
         xp = namespace(x)
         products, slopes = self._products(x)
-        return xp.sum(softmax(products, axis=-1)[..., None, :] * slopes, axis=-1)
+        return xp.reshape(xp.sum(softmax(products)[:, None, :] * slopes, axis=0).T, x.shape)
 
     def noised(self, level: float) -> "Checker":
         """The board after more noise; levels add."""
@@ -192,42 +197,34 @@ class Checker(Density):
         k = xp.floor(len(self._dark) * stream.at("square").uniform((n,)))
         corners = xp.take(self.backend.asarray(self._dark), xp.astype(k, xp.int64), axis=0)
         x0 = self.width * (corners + stream.at("place").uniform((n, 2))) - self.half_width
-        return self._signal * x0 + sqrt(self._variance) * stream.at("noise").normal((n, 2))
-
-    def _clean_log_prob(self, x):
-        xp = namespace(x)
-        cell = xp.floor((x + self.half_width) / self.width)
-        on_board = xp.all((cell >= 0.0) & (cell < self.squares), axis=-1)
-        dark = xp.sum(cell, axis=-1) % 2.0 == 0.0
-        height = -log(len(self._dark)) - 2.0 * log(self.width)
-        return xp.where(on_board & dark, height + 0.0 * x[..., 0], -xp.inf)
+        signal, variance = signal_and_variance(self.level)
+        return signal * x0 + sqrt(variance) * stream.at("noise").normal((n, 2))
 
     def _products(self, x):
-        """log of the even and the odd product (..., 2), and their gradients (..., 2, 2).
+        """log of the even and of the odd product (2, M), and their gradients (2, 2, M).
 
         The k intervals are the inner ones of k + 2 bins of [-1, 1], whose probabilities under a
         normal are known to keep their digits in the far tails and for narrow bins. There x is the
         mean of the normal.
         """
         xp, bins = namespace(x), self.squares + 2
-        unit = self.squares / bins / (self._signal * self.half_width)  # from x to that scale
-        centres = level_centres(self.backend.asarray(list(range(1, bins - 1))), bins)
-        logvar = self.backend.asarray(log(self._variance) + 2.0 * log(unit))
-        costs, pullback = discretised_normal_nll(centres, unit * x[..., None], logvar, bins)
+        signal, variance = signal_and_variance(self.level)
+        unit = self.squares / bins / (signal * self.half_width)  # from x to that scale
+        inner = self.backend.asarray([float(i + 1) for i in range(self.squares)])
+        centres = level_centres(inner, bins)[:, None, None]
+        logvar = self.backend.asarray(log(variance * unit**2))
+        costs, pullback = discretised_normal_nll(centres, unit * rows(x).T, logvar, bins)
         slopes = unit * pullback(-xp.ones_like(costs))[0]
 
         products, gradients = [], []
-        for first in (0, 1):
-            log_p = -costs[..., first::2]
-            products.append(xp.sum(logsumexp(log_p, axis=-1), axis=-1))
-            shares = softmax(log_p, axis=-1)
-            gradients.append(xp.sum(shares * slopes[..., first::2], axis=-1))
-        return xp.stack(products, axis=-1), xp.stack(gradients, axis=-1)
+        for log_p, slope in ((-costs[i::2, :, :], slopes[i::2, :, :]) for i in (0, 1)):
+            products.append(xp.sum(logsumexp(log_p, axis=0), axis=0))
+            gradients.append(xp.sum(softmax(log_p) * slope, axis=0))
+        return xp.stack(products), xp.stack(gradients)
 
 
 def _equal_discs(backend: Backend, means, variance: float) -> Mixture:
-    k = len(means)
-    return Mixture(backend, [1.0 / k] * k, means, _discs(k, variance))
+    return Mixture(backend, [1.0] * len(means), means, _discs(len(means), variance))
 
 
 def _discs(k: int, variance: float):
@@ -235,23 +232,16 @@ def _discs(k: int, variance: float):
     return [[[variance, 0.0], [0.0, variance]]] * k
 
 
-def _circle(angle):
-    """(n,) -> (cos, sin) (n, 2)."""
+def _polar(radius, angle):
+    """Points (n, 2) at that radius, a number or (n, 1), and angle (n,)."""
     xp = namespace(angle)
-    return xp.stack([xp.cos(angle), xp.sin(angle)], axis=-1)
-
-
-def _length(piece, born: Backend, steps: int = 256) -> float:
-    """The largest |dc/du| of a curve: its length if u ran at constant speed."""
-    points = piece(born.asarray([i / steps for i in range(steps + 1)]))
-    moved = points[1:, :] - points[:-1, :]
-    return steps * sqrt(float(born.xp.max(born.xp.sum(moved * moved, axis=1))))
+    return radius * xp.stack([xp.cos(angle), xp.sin(angle)], axis=1)
 
 
 def _trapezoid(n: int, born: Backend):
     """Nodes and weights on [0, 1] for periodic integrands."""
     u = born.asarray([i / n for i in range(n)])
-    return u, 0.0 * u + 1.0 / n
+    return u, full_like(u, 1.0 / n)
 
 
 def _fejer(n: int, born: Backend):
@@ -261,6 +251,6 @@ def _fejer(n: int, born: Backend):
     """
     xp = born.xp
     angle = born.asarray([pi * (i + 0.5) / n for i in range(n)])
-    j = born.asarray(list(range(1, n // 2 + 1)))
+    j = born.asarray([float(i + 1) for i in range(n // 2)])
     terms = xp.cos(2.0 * j * angle[:, None]) / (4.0 * j * j - 1.0)
     return 0.5 - 0.5 * xp.cos(angle), (1.0 - 2.0 * xp.sum(terms, axis=1)) / n

@@ -140,7 +140,7 @@ def test_levels_add(mixture, first, second, seed):
     x = normals(seed, 4, mixture.dims)
     twice, once = mixture.noised(first).noised(second), mixture.noised(first + second)
     np.testing.assert_allclose(twice.log_prob(x), once.log_prob(x), rtol=1e-11, atol=1e-11)
-    np.testing.assert_array_equal(mixture.noised(0.0).log_prob(x), mixture.log_prob(x))
+    np.testing.assert_allclose(mixture.noised(0.0).log_prob(x), mixture.log_prob(x), rtol=1e-12)
     noise = mixture.noised(-inf).log_prob(x)
     np.testing.assert_allclose(noise, normal_log_prob(x, 0.0, np.eye(mixture.dims)), rtol=1e-12)
 
@@ -243,6 +243,38 @@ def test_samples_have_the_covariance_between_dimensions():
     assert_mean(lambda n, look: apart(n, look).prod(axis=-1), cross, resolution=0.02)
 
 
+class Lowest:
+    """A stream whose every uniform number is the lowest one, and every normal one is 1."""
+
+    def at(self, name):
+        return self
+
+    def uniform(self, shape):
+        return np.zeros(shape)
+
+    def normal(self, shape):
+        return np.ones(shape)
+
+
+def test_a_sample_is_a_component_and_its_noise():
+    covariance = np.asarray([[4.0, 2.0], [2.0, 10.0]])
+    mixture = Mixture(NUMPY, [0.0, 1.0], [[9.0, 9.0], [1.0, 2.0]], [np.eye(2), covariance])
+    want = np.asarray([1.0, 2.0]) + np.asarray([[2.0, 0.0], [1.0, 3.0]]) @ np.ones(2)
+    np.testing.assert_allclose(mixture.sample(3, Lowest()), np.stack([want] * 3), rtol=1e-14)
+
+
+def test_work_is_done_on_two_million_numbers_at_a_time(monkeypatch):
+    mixture, sizes_seen = mixture_of(1, 2, 3), []
+    parts = mixture._parts
+    monkeypatch.setattr(mixture, "_parts", lambda b: (sizes_seen.append(len(b)), parts(b))[1])
+    whole = 2**21 // 6 + 1  # rows × 2 components × 3 dimensions
+    mixture.log_prob(np.zeros((whole, 3)))
+    mixture.log_prob(np.zeros((whole + 1, 3)))
+    monkeypatch.setattr(densities, "BLOCK", 1)
+    mixture.log_prob(np.zeros((3, 3)))
+    assert sizes_seen == [whole, whole, 1, 1, 1, 1]
+
+
 @given(mixtures(), seeds(), sizes(40))
 def test_blocks_change_nothing(mixture, seed, block):
     x = normals(seed, 3, 5, mixture.dims)
@@ -269,20 +301,34 @@ UNIT = [[[1.0, 0.0], [0.0, 1.0]]]
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (([0.5, 0.6], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), "sum to 1"),
-        (([1.5, -0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), "non-negative"),
-        (([nan], [[0.0]], [[[1.0]]]), "sum to 1"),
-        (([1.0], [[0.0], [1.0]], UNIT), "must fit"),
-        (([1.0], [0.0], UNIT), "must fit"),
-        (([1.0], [[0.0, 0.0]], [[1.0, 1.0]]), r"covariances must be \(1, 2, 2\)"),
+        (([1.5, -0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), "not be negative"),
+        (([0.0, 0.0], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), "nor all of them 0"),
+        (([nan], [[0.0]], [[[1.0]]]), "not be negative"),
+        (([1.0], [[0.0, 0.0], [1.0, 1.0]], UNIT), "needs weights"),
+        (([1.0], [0.0], UNIT), "needs weights"),
+        (([1.0], [[0.0, 0.0]], [[1.0, 1.0]]), r"\(K, D, D\), got \(1,\), \(1, 2\) and \(1, 2\)"),
         (([1.0], [[0.0, 0.0]], [[[1.0, 2.0], [2.0, 1.0]]]), "positive definite"),
         (([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]]), "symmetric"),
+        (([1.0], [[0.0, 0.0]], [[[100.0, 50.0], [50.001005, 100.0]]]), "symmetric"),
         (([1.0], [[0.0]], [[[nan]]]), "positive definite"),
     ],
 )
 def test_a_mixture_says_what_must_hold(args, says):
     with pytest.raises(ValueError, match=says):
         Mixture(NUMPY, *args)
+
+
+def test_what_rounding_leaves_unsymmetric_is_accepted():
+    for almost in ([[100.0, 50.0], [50.000995, 100.0]], [[1.0, 1e-5], [0.0, 1.0]]):
+        Mixture(NUMPY, [1.0], [[0.0, 0.0]], [almost])
+
+
+@given(mixtures(), st.floats(0.01, 100.0), seeds())
+def test_only_the_ratios_of_the_weights_matter(mixture, factor, seed):
+    x = normals(seed, 3, mixture.dims)
+    scaled = Mixture(NUMPY, factor * mixture.weights, mixture.means, mixture.covariances)
+    np.testing.assert_allclose(scaled.weights, mixture.weights, rtol=1e-14)
+    np.testing.assert_allclose(scaled.log_prob(x), mixture.log_prob(x), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("level", [0.1, nan])
