@@ -12,9 +12,10 @@ from scratchgen.core.numerics import expm1_minus, normal_log_pdf
 from scratchgen.maths.distributions import normal_kl, normal_nll, standard_normal_kl
 from scratchgen.maths.forward_process import (
     chain_log_density,
-    kernel,
+    log_snr,
     posterior,
     q_posterior,
+    q_sample,
     shaped,
     signal_and_noise,
     step_log_density,
@@ -95,7 +96,8 @@ def squared_error(target, prediction):
 def epsilon_weight(variance, now, before):
     """λ_t = β²/(2σ² α (1-ᾱ_t)): L_{t-1} = E[λ_t ‖ε - ε̂‖²] + C_t.
 
-    With σ² = β̃ it is ½ (e^(γ_t - γ_s) - 1), and infinite at s = 0.
+    It is the weight of ‖x_0 - x̂₀‖² over SNR_t. With σ² = β̃ it is ½ (e^(γ_t - γ_s) - 1), and
+    infinite at s = 0.
 
     Args:
         variance: (N,), σ² of the reverse step.
@@ -106,8 +108,7 @@ def epsilon_weight(variance, now, before):
 
     Source: DDPM-12
     """
-    root_alpha, beta = kernel(now, before)
-    return beta * beta / (2.0 * variance * root_alpha**2 * kernel(now)[1])
+    return clean_weight(variance, now, before) / namespace(now).exp(log_snr(now))
 
 
 def clean_weight(variance, now, before):
@@ -227,7 +228,7 @@ def consistency_split(path, reverse, levels):
 
     Source: VDM-8
     """
-    last = path.shape[0] - 1
+    last, base = path.shape[0] - 1, base_log_density(path[-1, ...])
     forward = [
         step_log_density(path[t, ...], path[t - 1, ...], levels[t, ...], levels[t - 1, ...])
         for t in range(1, last + 1)
@@ -235,9 +236,8 @@ def consistency_split(path, reverse, levels):
     back = [
         reverse_log_density(path[t, ...], path[t + 1, ...], t + 1, reverse) for t in range(last)
     ]
-    nothing = namespace(path).zeros_like(back[0])
-    consistency = sum((forward[t - 1] - back[t] for t in range(1, last)), nothing)
-    return -back[0], forward[-1] - base_log_density(path[-1, ...]), consistency
+    ratios = (forward[t - 1] - back[t] for t in range(1, last))
+    return -back[0], forward[-1] - base, sum(ratios, namespace(base).zeros_like(base))
 
 
 def posterior_split(x0, noise, reverse, levels):
@@ -261,14 +261,11 @@ def posterior_split(x0, noise, reverse, levels):
     """
     last = levels.shape[0] - 1
     terms = [prior_kl(x0, levels[last, ...])[0]]
-    for t in range(last, 0, -1):
+    for t in range(last, 1, -1):
         now, before = levels[t, ...], levels[t - 1, ...]
-        signal, spread = signal_and_noise(now, x0)
-        x_t = signal * x0 + spread * noise[t - 1, ...]
-        if t == 1:
-            terms.append(-reverse_log_density(x0, x_t, t, reverse))
-            break
+        x_t, _ = q_sample(x0, noise[t - 1, ...], now)
         mean, variance = q_posterior(x0, x_t, now, before)
         logvar = shaped(namespace(variance).log(variance), x0)
         terms.append(example_sum(normal_kl(mean, logvar, *reverse(x_t, t))[0]))
-    return terms
+    x_1, _ = q_sample(x0, noise[0, ...], levels[1, ...])
+    return [*terms, -reverse_log_density(x0, x_1, 1, reverse)]

@@ -310,6 +310,47 @@ def test_three_splits_have_the_same_mean_which_is_the_bound(seed, variance, leve
     assert want >= cross - 1e-9 >= truth.entropy() - 2e-9
 
 
+@pytest.mark.equation("VDM-8")
+@pytest.mark.equation("VDM-9")
+@pytest.mark.equation("DDPM-8")
+@given(seeds(), noise_levels(4))
+def test_every_term_of_two_splits_pointwise(seed, levels):
+    """Densities and divergences of normals in one dimension, from the moments alone."""
+    world = GaussianDiffusion(np.asarray([0.7]), np.asarray([1.3]))
+    reverse, last = perturbed(world, levels), len(levels) - 1
+    x0, noise, path, rows, _ = paths(world, levels, seed)(1, 0)
+
+    def law(mean, variance):
+        return Gaussian(np.ravel(mean), np.reshape(variance, (1, 1)))
+
+    def model(x, t):
+        mean, logvar = reverse(x, t)
+        return law(mean, np.exp(logvar))
+
+    def step(t):
+        root = np.exp(0.5 * (levels[t] - levels[t - 1]))
+        return float(law(root * path[t - 1], 1.0 - root**2).log_prob(path[t, 0]))
+
+    def back(t):
+        return float(model(path[t], t).log_prob(path[t - 1, 0]))
+
+    got = [float(term[0]) for term in b.consistency_split(path, reverse, rows)]
+    middle = sum(step(t) - back(t + 1) for t in range(1, last))
+    end = step(last) - float(law(0.0, 1.0).log_prob(path[last, 0]))
+    np.testing.assert_allclose(got, [-back(1), end, middle], rtol=1e-6, atol=1e-6)
+
+    signal, noises = np.exp(0.5 * levels), np.sqrt(-np.expm1(levels))
+    want = [law(signal[last] * x0, noises[last] ** 2).kl(law(0.0, 1.0))]
+    for t in range(last, 1, -1):
+        x_t = signal[t] * x0 + noises[t] * noise[t - 1]
+        c0, c, variance = posterior(levels[[t]], levels[[t - 1]])
+        want.append(law(c0 * x0 + c * x_t, variance).kl(model(x_t, t)))
+    x_1 = signal[1] * x0 + noises[1] * noise[0]
+    want.append(-float(model(x_1, 1).log_prob(x0[0])))
+    got = [float(term[0]) for term in b.posterior_split(x0, noise, reverse, rows)]
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.equation("VDM-9")
 @pytest.mark.equation("DDPM-8")
 @given(seeds(), noise_levels(4, least=0.05))
