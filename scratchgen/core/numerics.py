@@ -8,6 +8,7 @@ from math import factorial, log, pi, sqrt
 
 from scratchgen.core.arrays import namespace
 
+LOG_2 = log(2.0)
 LOG_2PI = log(2.0 * pi)
 
 
@@ -37,21 +38,20 @@ def expm1_minus(r):
     r² (1/2! + r/3! + r²/4! + ...) takes over.
     """
     xp = namespace(r)
-    series = (1.0 / factorial(8)) * r
-    for n in range(7, 2, -1):
+    series = 0.0
+    for n in range(8, 2, -1):
         series += 1.0 / factorial(n)
         series *= r
     series += 0.5
     series *= r * r
-    return xp.where(xp.abs(r) < 0.03, series, xp.expm1(r) - r)
+    return xp.where(xp.abs(r) <= 0.03, series, xp.expm1(r) - r)
 
 
 def log1mexp(d):
     """log(1 - e^-d) for d > 0, to full relative accuracy at both ends."""
     xp = namespace(d)
-    small = d < log(2.0)
-    near, far = xp.where(small, d, 1.0), xp.where(small, 1.0, d)  # each branch sees its own range
-    return xp.where(small, xp.log(-xp.expm1(-near)), xp.log1p(-xp.exp(-far)))
+    far = xp.log1p(-xp.exp(-xp.maximum(d, LOG_2)))  # which has no value at 0
+    return xp.where(d < LOG_2, xp.log(-xp.expm1(-d)), far)
 
 
 def logsumexp(x, axis: int = -1):
@@ -69,12 +69,29 @@ def log_ndtr(x):
     beyond the smallest representable number.
     """
     xp = namespace(x)
-    log_tail = log_tail_ratio(xp.abs(x)) - 0.5 * x * x  # log Φ(-|x|)
+    log_tail = _log_tail_ratio(xp.abs(x)) - 0.5 * x * x  # log Φ(-|x|)
     return xp.where(x < 0.0, log_tail, xp.log1p(-xp.exp(log_tail)))
 
 
 def log_tail_ratio(x):
-    """log Φ(-x) + ½x² for x ≥ 0: the normal tail without its Gaussian factor, a slow function.
+    """log Φ(-x) + ½x²: the normal tail without its Gaussian factor, a slow function for x ≥ 0."""
+    xp = namespace(x)
+    slow, half_square = _log_tail_ratio(xp.abs(x)), 0.5 * x * x
+    return xp.where(x > 0.0, slow, xp.log1p(-xp.exp(slow - half_square)) + half_square)
+
+
+def normal_hazard(x):
+    """φ(x) / Φ(-x), the inverse Mills ratio: about x for large x, φ(x) for very negative x."""
+    return namespace(x).exp(-log_tail_ratio(x) - 0.5 * LOG_2PI)
+
+
+def normal_log_pdf(x):
+    """log φ(x) = -½ (x² + log 2π)."""
+    return -0.5 * (x * x + LOG_2PI)
+
+
+def _log_tail_ratio(x):
+    """log Φ(-x) + ½x² for x ≥ 0.
 
     With z = x/√2 and t = 2/(2+z) in (0, 1], erfc(z) = t e^(-z² + P(t)), where P is smooth on the
     whole interval and is evaluated as a Chebyshev series.
@@ -83,21 +100,9 @@ def log_tail_ratio(x):
     return namespace(x).log(0.5 * t) + _chebyshev(2.0 * t - 1.0)
 
 
-def normal_hazard(x):
-    """φ(x) / Φ(-x), the inverse Mills ratio: about x for large x, φ(x) for very negative x."""
-    xp = namespace(x)
-    upper = xp.exp(-log_tail_ratio(xp.abs(x)) - 0.5 * LOG_2PI)
-    return xp.where(x < 0.0, xp.exp(normal_log_pdf(x) - log_ndtr(-x)), upper)
-
-
-def normal_log_pdf(x):
-    """log φ(x) = -½ (x² + log 2π)."""
-    return -0.5 * (x * x + LOG_2PI)
-
-
 def _chebyshev(u):
     """Σ c_n T_n(u) by Clenshaw's recurrence."""
-    b1, b2 = 0.0 * u, 0.0 * u
+    b1, b2 = 0.0, 0.0
     for c in reversed(_LOG_ERFCX[1:]):
         b1, b2 = 2.0 * u * b1 - b2 + c, b1
     return u * b1 - b2 + _LOG_ERFCX[0]

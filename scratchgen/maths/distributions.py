@@ -20,6 +20,9 @@ from scratchgen.core.numerics import (
     softplus,
 )
 
+# below this width in standard deviations, times 1 + c, a bin's mass is a series, to 1e-12
+NARROW = 0.05
+
 
 def reparameterise(mean, logvar, eps):
     """z = mean + e^(logvar/2) ⊙ eps, so that z ~ N(mean, e^logvar) when eps ~ N(0, 1).
@@ -218,15 +221,15 @@ def discretised_normal_nll(x, mean, logvar, levels: int):
     c, w = xp.abs(gap), (2.0 / levels) * inverse
     edge = 0.5 * w + (low - high) * gap  # how far the mean lies inside an end bin's inner edge
 
-    narrow = w * (1.0 + c) < 0.05
-    cn, wn = xp.where(narrow, c, 0.0), xp.where(narrow, w, 0.01)  # the series is for these alone
+    narrow = w + c * w < NARROW
+    wn = xp.where(narrow, w, NARROW)  # the series is for these alone
+    cn = xp.where(narrow, c, wn)
     s2, s4 = (cn * cn - 1.0) / 24.0, (cn**4 - 6.0 * cn * cn + 3.0) / 1920.0
     series = 1.0 + wn**2 * s2 + wn**4 * s4
     log_narrow = normal_log_pdf(cn) + xp.log(wn * series)
 
     u, v = c - 0.5 * w, c + 0.5 * w
-    slow = xp.where(u < 0.0, log_ndtr(-u) + 0.5 * u * u, log_tail_ratio(xp.abs(u)))
-    delta = xp.where(narrow, 1.0, c * w + slow - log_tail_ratio(v))
+    delta = xp.where(narrow, wn, c * w + log_tail_ratio(u) - log_tail_ratio(v))
     log_far = log_ndtr(-u) + log1mexp(delta)
 
     log_p = xp.where(end > 0.0, log_ndtr(edge), xp.where(narrow, log_narrow, log_far))

@@ -9,7 +9,7 @@ Categorical keeps the numbers of one dimension together). x is data and has no c
 from abc import ABC, abstractmethod
 from math import log
 
-from scratchgen.core.arrays import halves, namespace
+from scratchgen.core.arrays import full_like, halves, namespace
 from scratchgen.core.numerics import level_centres, level_codes, logsumexp, sigmoid
 from scratchgen.maths.distributions import (
     bernoulli_nll,
@@ -68,7 +68,7 @@ class FixedNormal:
 
     def nll(self, x, h):
         """x, h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
-        nll, pullback = normal_nll(x, h, 0.0 * h + log(self.variance))
+        nll, pullback = normal_nll(x, h, full_like(h, log(self.variance)))
         return nll, lambda d_nll: pullback(d_nll)[1]
 
     def mean(self, h):
@@ -127,8 +127,8 @@ class Levels(ABC):
     def log_probabilities(self, h):
         """h (N, ..., width·C) -> log P of each level, (N, ..., C, K)."""
         xp = namespace(h)
-        zero = 0.0 * h[..., : h.shape[-1] // self.width]
-        return -xp.stack([self.nll(zero + x, h)[0] for x in self.centres], axis=-1)
+        some = h[..., : h.shape[-1] // self.width]
+        return -xp.stack([self.nll(full_like(some, x), h)[0] for x in self.centres], axis=-1)
 
     @property
     def centres(self) -> list[float]:
@@ -145,11 +145,8 @@ class Levels(ABC):
         xp = namespace(h)
         p = xp.exp(self.log_probabilities(h))
         u = stream.uniform(p.shape[:-1])
-        codes, below = 0.0 * u, 0.0 * u
-        for k in range(self.levels - 1):
-            below += p[..., k]
-            codes += xp.astype(u >= below, u.dtype)
-        return level_centres(codes, self.levels)
+        above = u[..., None] >= xp.cumulative_sum(p[..., :-1], axis=-1)
+        return level_centres(xp.sum(xp.astype(above, u.dtype), axis=-1), self.levels)
 
 
 class DiscretisedLogistic(Levels):
@@ -199,4 +196,5 @@ class Categorical(Levels):
         return logits - logsumexp(logits)[..., None]
 
     def _logits(self, h):
-        return namespace(h).reshape(h, (*h.shape[:-1], -1, self.levels))
+        shape = (*h.shape[:-1], h.shape[-1] // self.levels, self.levels)
+        return namespace(h).reshape(h, shape)

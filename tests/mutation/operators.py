@@ -262,7 +262,8 @@ def _statements(body: list, scope: str, running: bool = False) -> Iterator[tuple
 
 def _assigned(statement) -> tuple[str, ...]:
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-    return tuple(target.id for target in targets if isinstance(target, ast.Name))
+    nodes = [node for target in targets if target for node in ast.walk(target)]
+    return tuple(node.id for node in nodes if isinstance(node, ast.Name))
 
 
 def _inside(node: ast.AST) -> Iterator[ast.AST]:
