@@ -5,6 +5,7 @@ from math import log, pi
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from scratchgen.core.streams import Stream
 from scratchgen.maths import likelihoods as lk
@@ -14,47 +15,95 @@ from scratchgen.testing.strategies import seeds, sizes
 
 from support import NUMPY, host, normals, on_every_backend, tolerance
 
-LEVELLED = [lk.DiscretisedLogistic(17), lk.DiscretisedNormal(17), lk.Categorical(5)]
-CONTINUOUS = [lk.FixedNormal(0.5), lk.Normal()]
-ALL = [*LEVELLED, *CONTINUOUS, lk.Bernoulli()]
+# made anew in every test, because to make them is under test too
+LEVELLED = {
+    "logistic": lambda: lk.DiscretisedLogistic(17),
+    "normal": lambda: lk.DiscretisedNormal(17),
+    "categorical": lambda: lk.Categorical(5),
+}
+NORMALS = {"fixed": lambda: lk.FixedNormal(0.3), "free": lk.Normal}
+ALL = {**LEVELLED, **NORMALS, "bernoulli": lk.Bernoulli}
+
+of_each = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+of_each_levelled = pytest.mark.parametrize("make", LEVELLED.values(), ids=LEVELLED)
 
 
-def name(likelihood) -> str:
-    return type(likelihood).__name__
-
-
-def data_for(likelihood, seed, n, c):
-    x = normals(seed, n, c)
+def data_for(likelihood, seed, *shape):
+    x = normals(seed, *shape)
     if isinstance(likelihood, lk.Levels):
         codes = np.clip(np.floor((x + 1.0) * 0.5 * likelihood.levels), 0, likelihood.levels - 1)
         return (2.0 * codes + 1.0) / likelihood.levels - 1.0
     return (x > 0.0) * 1.0 if isinstance(likelihood, lk.Bernoulli) else x
 
 
+class Given:
+    """A stream whose numbers are given."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def uniform(self, shape):
+        return np.reshape(self.numbers, shape)
+
+    normal = uniform
+
+
 @pytest.mark.equation("VAE-7")
-@pytest.mark.parametrize("likelihood", ALL, ids=name)
-@given(seeds(), sizes(), sizes())
-def test_pullbacks(likelihood, seed, n, c):
-    x, h = data_for(likelihood, seed, n, c), normals(seed + 1, n, c * likelihood.width)
+@of_each
+@given(seeds(), sizes(3), sizes(3), sizes(3))
+def test_pullbacks(make, seed, n, m, c):
+    likelihood = make()
+    x, h = data_for(likelihood, seed, n, m, c), normals(seed + 1, n, m, c * likelihood.width)
+    assert likelihood.nll(x, h)[0].shape == (n, m, c)
     oracle.check_pullback(lambda v: likelihood.nll(x, v), h)
     oracle.check_pullback_is_linear(lambda v: likelihood.nll(x, v), h)
 
 
-@pytest.mark.parametrize("likelihood", LEVELLED, ids=name)
-@given(seeds(), sizes(), sizes())
-def test_levels_sum_to_one_and_match_the_cost(likelihood, seed, n, c):
-    x, h = data_for(likelihood, seed, n, c), normals(seed + 1, n, c * likelihood.width)
+@pytest.mark.equation("DDPM-8")
+@of_each_levelled
+@given(seeds(), sizes(3), sizes(3), sizes(3))
+def test_levels_sum_to_one_and_match_the_cost(make, seed, n, m, c):
+    likelihood = make()
+    x, h = data_for(likelihood, seed, n, m, c), normals(seed + 1, n, m, c * likelihood.width)
     log_p = likelihood.log_probabilities(h)
-    assert log_p.shape == (n, c, likelihood.levels)
+    assert log_p.shape == (n, m, c, likelihood.levels)
     np.testing.assert_allclose(np.exp(log_p).sum(axis=-1), 1.0, rtol=1e-10)
     codes = np.rint((x + 1.0) * 0.5 * likelihood.levels - 0.5).astype(int)
     chosen = np.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(likelihood.nll(x, h)[0], -chosen, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [lk.DiscretisedLogistic, lk.DiscretisedNormal, lk.Categorical])
+def test_two_levels_are_enough(kind):
+    p = np.exp(kind(2).log_probabilities(normals(0, 3, 2)))
+    np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-12)
+
+
+@of_each
+@given(seeds())
+def test_the_mean_is_the_integral_of_x(make, seed):
+    """Σ x P(x) over the support, or the trapezoid rule, which is spectrally accurate here."""
+    likelihood = make()
+    h = normals(seed, 1, likelihood.width)
+    support, width = np.linspace(-60.0, 60.0, 4001), 0.03
+    if isinstance(likelihood, lk.Levels | lk.Bernoulli):
+        support, width = np.asarray(getattr(likelihood, "centres", [0.0, 1.0])), 1.0
+    p = np.exp(-likelihood.nll(support[:, None], np.repeat(h, len(support), axis=0))[0][:, 0])
+    assert width * p.sum() == pytest.approx(1.0, rel=1e-10)
+    mean = float(likelihood.mean(h)[0, 0])
+    assert mean == pytest.approx(width * float(p @ support), rel=1e-9, abs=1e-12)
+
+
+def test_a_level_that_is_certain_is_its_own_mean():
+    likelihood = lk.Categorical(5)
+    h = np.where(np.eye(5) > 0.0, 0.0, -1e4)
+    np.testing.assert_array_equal(likelihood.mean(h)[:, 0], likelihood.centres)
+
+
 @pytest.mark.equation("VAE-1")
-@pytest.mark.parametrize("likelihood", ALL, ids=name)
-def test_samples_have_the_stated_mean(likelihood):
+@of_each
+def test_samples_have_the_stated_mean(make):
+    likelihood = make()
     h = normals(3, 1, likelihood.width) * 0.5
 
     def draws(n, look):
@@ -64,17 +113,51 @@ def test_samples_have_the_stated_mean(likelihood):
     assert_mean(draws, float(likelihood.mean(h)[0, 0]), resolution=0.03)
 
 
-@pytest.mark.parametrize("likelihood", LEVELLED, ids=name)
-def test_sampled_levels_have_the_stated_probabilities(likelihood):
-    h = normals(4, 1, likelihood.width)
-    log_p = likelihood.log_probabilities(h)[0, 0]
-    for k in (0, int(np.argmax(log_p)), likelihood.levels - 1):
+@pytest.mark.equation("VAE-1")
+@of_each_levelled
+@given(seeds())
+def test_samples_invert_the_distribution_function(make, seed):
+    """Uniform numbers on a grid give each level its probability, but for one point, in order."""
+    likelihood, points = make(), 500
+    h = normals(seed, 1, likelihood.width)
+    uniform = (np.arange(points) + 0.5) / points
+    x = likelihood.sample(np.repeat(h, points, axis=0), Given(uniform))[:, 0]
+    assert np.all(np.diff(x) >= 0.0)
+    shares = [np.mean(x == centre) for centre in likelihood.centres]
+    p = np.exp(likelihood.log_probabilities(h)[0, 0])
+    np.testing.assert_allclose(shares, p, rtol=0.0, atol=1.001 / points)
 
-        def hits(n, look, k=k):
-            x = likelihood.sample(np.repeat(h, n, axis=0), Stream(6, NUMPY).at(k, look))[:, 0]
-            return np.abs(x - likelihood.centres[k]) < 1e-9
 
-        assert_mean(hits, float(np.exp(log_p[k])), resolution=0.01)
+@pytest.mark.equation("VAE-1")
+@given(st.floats(-5.0, 5.0))
+def test_a_bernoulli_sample_is_one_below_its_probability(logit):
+    points = 2000
+    uniform = (np.arange(points) + 0.5) / points
+    x = lk.Bernoulli().sample(np.full((points, 1), logit), Given(uniform))[:, 0]
+    assert set(np.unique(x)) <= {0.0, 1.0}
+    assert np.mean(x) == pytest.approx(1.0 / (1.0 + np.exp(-logit)), abs=1.001 / points)
+
+
+@pytest.mark.equation("VAE-1")
+def test_what_has_no_probability_is_never_drawn():
+    """Not even at the uniform number 0, which a stream may give."""
+    zero = Given(np.zeros((1, 1)))
+    assert lk.Bernoulli().sample(np.asarray([[-2000.0]]), zero) == 0.0
+    impossible = np.asarray([[-2000.0, 0.0, 0.0]])
+    assert lk.Categorical(3).sample(impossible, zero) == 0.0
+
+
+@pytest.mark.equation("VAE-1")
+@pytest.mark.parametrize("make", NORMALS.values(), ids=NORMALS)
+@given(seeds(), sizes(3), sizes(3))
+def test_normal_samples_move_with_their_noise(make, seed, n, c):
+    """x = mean + σε: the cost of x exceeds that of the mean by ½ε², and x rises with ε."""
+    likelihood = make()
+    h, eps = normals(seed, n, c * likelihood.width), normals(seed + 1, n, c)
+    x, mean = likelihood.sample(h, Given(eps)), likelihood.mean(h)
+    costs = likelihood.nll(x, h)[0] - likelihood.nll(mean, h)[0]
+    np.testing.assert_allclose(costs, 0.5 * eps * eps, rtol=1e-9, atol=1e-12)
+    assert np.all((x > mean) == (eps > 0.0))
 
 
 @pytest.mark.equation("VAE-7")
@@ -108,8 +191,9 @@ def test_normal_samples_have_the_stated_variance():
 
 
 @on_every_backend
-@pytest.mark.parametrize("likelihood", ALL, ids=name)
-def test_every_backend_agrees(likelihood, born):
+@of_each
+def test_every_backend_agrees(make, born):
+    likelihood = make()
     x, h = data_for(likelihood, 1, 3, 2), normals(2, 3, 2 * likelihood.width)
     got, want = ((m.asarray(x), m.asarray(h), Stream(8, m)) for m in (born, NUMPY))
     (y, pullback), (true, pull) = (likelihood.nll(*pair[:2]) for pair in (got, want))
