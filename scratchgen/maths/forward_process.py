@@ -10,7 +10,7 @@ Nothing here is ever formed as 1 - (a number near 1), and s = 0 needs no case of
 """
 
 from scratchgen.core.arrays import example_sum, namespace, per_example
-from scratchgen.maths.distributions import normal_nll
+from scratchgen.core.numerics import normal_log_pdf
 
 
 def kernel(now, before=0.0):
@@ -71,7 +71,7 @@ def signal_and_noise(level, like):
 
 def shaped(coefficient, like):
     """A float64 coefficient per example (N,), shaped to multiply `like` (N, ...), in its dtype."""
-    return per_example(namespace(coefficient).astype(coefficient, like.dtype, copy=False), like)
+    return per_example(namespace(coefficient).astype(coefficient, like.dtype), like)
 
 
 def q_sample(x0, eps, level):
@@ -164,9 +164,9 @@ def step_log_density(x_t, x_s, now, before):
     Source: DDPM-1, VDM-2
     """
     root_alpha, beta = kernel(now, before)
-    mean = shaped(root_alpha, x_s) * x_s
-    logvar = shaped(namespace(beta).log(beta), x_t)
-    return -example_sum(normal_nll(x_t, mean, logvar)[0])
+    scale = shaped(namespace(beta).sqrt(beta), x_t)
+    gap = (x_t - shaped(root_alpha, x_s) * x_s) / scale
+    return example_sum(normal_log_pdf(gap) - namespace(scale).log(scale))
 
 
 def chain_log_density(path, levels):

@@ -127,6 +127,20 @@ def test_steps_multiply_to_the_joint_of_all_latents(seed, d, levels):
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.equation("DDPM-1")
+@pytest.mark.equation("DDPM-2")
+@pytest.mark.equation("VDM-3")
+@given(seeds(), noise_levels(6))
+def test_every_latent_is_one_step_from_the_one_before(seed, levels):
+    """x_t = √(1-β_t) x_{t-1} + √β_t ε_t, with the noise of that step and no other."""
+    noise = normals(seed, len(levels) - 1, 2, 3)
+    path = f.q_chain(normals(seed + 1, 2, 3), noise, np.tile(levels[:, None], (1, 2)))
+    for t in range(1, len(levels)):
+        beta = 1.0 - np.exp(levels[t] - levels[t - 1])
+        want = np.sqrt(1.0 - beta) * path[t - 1] + np.sqrt(beta) * noise[t - 1]
+        np.testing.assert_allclose(path[t], want, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.equation("VDM-1")
 @given(seeds(), st.lists(sizes(3), min_size=1, max_size=3), noise_levels(4))
 def test_the_encoder_has_latents_like_the_data_and_nothing_to_train(seed, shape, levels):
