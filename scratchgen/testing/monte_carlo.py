@@ -10,7 +10,8 @@ formula fails with probability at most alpha.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, erfc, exp, inf, log, pi, sqrt
+from math import ceil, inf, log, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
@@ -232,29 +233,20 @@ def _estimate(drawn) -> _Sample:
     centred, apart = values - average, controls - middle
     solved = partial(np.linalg.solve, apart.T @ apart)
     slopes = solved(apart.T @ centred)
-    mean = float(average - middle @ slopes)
+    mean = float(average - np.sum(middle * slopes))
     rest = centred - apart @ slopes
-    # sums of products, not BLAS: threads that wait for each other cost more than they save
-    squares, total = rest * rest, partial(np.einsum, "n,n->")
+    # sums and not BLAS, whose threads cost more than they save here
+    squares = rest * rest
     variance = float(np.sum(squares)) / (n - 1 - controls.shape[1])
-    error = sqrt(variance * float(1.0 / n + middle @ solved(middle)))
+    error = sqrt(variance * float(1.0 / n + np.sum(middle * solved(middle))))
     scale = max(1.0, float(np.max(np.abs(values))))
     if variance < (1e-12 * scale) ** 2:  # nothing but rounding is left, and it has no shape
         return _Sample(mean, error, 0.0, 0.0, constant=not controlled)
-    skewness = float(total(squares, rest)) / (n * variance**1.5)
-    kurtosis = float(total(squares, squares)) / (n * variance**2) - 3.0
+    skewness = float(np.sum(squares * rest)) / (n * variance**1.5)
+    kurtosis = float(np.sum(squares * squares)) / (n * variance**2) - 3.0
     return _Sample(mean, error, skewness, kurtosis, constant=False)
 
 
 def normal_quantile(alpha: float) -> float:
-    """z with P(|N(0, 1)| > z) = alpha, by Newton's method on log erfc.
-
-    Args:
-        alpha: in (0, 1).
-    """
-    z = sqrt(max(2.0 * log(1.0 / alpha), 1e-3))
-    for _ in range(60):
-        tail = erfc(z / sqrt(2.0))
-        slope = -sqrt(2.0 / pi) * exp(-0.5 * z * z) / tail
-        z -= (log(tail) - log(alpha)) / slope
-    return z
+    """z with P(|N(0, 1)| > z) = alpha, for alpha in (0, 1)."""
+    return -NormalDist().inv_cdf(0.5 * alpha)

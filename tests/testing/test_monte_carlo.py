@@ -216,7 +216,7 @@ def test_the_mean_is_judged_by_its_standard_error():
 
 @pytest.mark.parametrize(
     ("values", "skewness", "kurtosis"),
-    [([0.0, 0.0, 0.0, 0.0, 1.0], 1.5, 0.25), ([-1.0, *8 * [0.0], 1.0], 0.0, 2.0)],
+    [([0.0, 0.0, 0.0, 0.0, 3.0], 1.5, 0.25), ([-3.0, *8 * [0.0], 3.0], 0.0, 2.0)],
 )
 def test_the_guards_wait_for_the_next_terms_of_the_expansion(values, skewness, kurtosis):
     """Skewness g asks for n ≥ (z³ g/3)², excess kurtosis k for n ≥ z⁴ k/12, g and k by s²."""
@@ -290,6 +290,35 @@ def test_equal_but_for_rounding_is_equal():
     assert assert_mean(draw, 0.3, resolution=2e-2, spread=1.0).samples == 4096
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
+@pytest.mark.parametrize(("part", "rounding"), [(0.99, True), (1.01, False)])
+def test_a_spread_of_a_millionth_millionth_is_rounding(size, part, rounding):
+    """Of the largest value, or of 1; what the controls leave is held to the same."""
+    spread = part * 1e-12 * max(size, 1.0)
+    rest, control = (
+        spread * np.resize([1.0, -1.0], 10_000),
+        np.resize([1.0, 1.0, -1.0, -1.0], 10_000),
+    )
+    for drawn in (size + rest, (size * control + rest, control[:, None])):
+        sample = monte_carlo._estimate(drawn)
+        assert sample.error == pytest.approx(spread / 100.0, rel=1e-3)
+        assert sample.constant == (rounding and not isinstance(drawn, tuple))
+        shape = (0.0, 0.0) if rounding else pytest.approx((0.0, -2.0), abs=1e-3)
+        assert (sample.skewness, sample.kurtosis) == shape
+
+
+def test_the_largest_value_says_what_is_rounding():
+    """Not the smallest, which is 0 here."""
+    control = np.resize([0.0, 0.0, 1e6, 1e6], 10_000)
+    rest = 0.5e-6 * np.resize([1.0, -1.0], 10_000)
+    assert monte_carlo._estimate((control + rest, control[:, None])).kurtosis == 0.0
+
+
+def test_a_spread_of_just_a_millionth_millionth_is_not_rounding():
+    half = 7.071067811865475e-13  # so that s² is (1e-12)² to the last bit
+    assert not monte_carlo._estimate(np.asarray([half, -half])).constant
+
+
 @pytest.mark.parametrize("size", [1.0, 1e6])
 def test_rounding_is_allowed_for_in_units_of_the_largest_number(size):
     """A constant known to be one: 1e-13 of it is rounding, more is an error."""
@@ -314,9 +343,12 @@ def test_ties_are_decided_for_the_claim(monkeypatch):
 
 
 def test_float32_samples_are_averaged_in_float64():
-    """1,000 numbers near 10⁷ lose their units to a float32 sum."""
+    """A sum of 1,000 of them, in float32, would lose their last digits."""
     pairs = lambda *values: np.resize(np.asarray(values, dtype=np.float32), 1000)
-    assert monte_carlo._estimate(pairs(1e7, 1.0)).mean == 5000000.5
+    values = pairs(0.1, 0.7)
+    assert monte_carlo._estimate(values).mean == pytest.approx(
+        0.5 * (float(values[0]) + float(values[1])), rel=1e-14
+    )
     control = pairs(1e7 + 1.0, -1e7)
     sample = monte_carlo._estimate((2.0 * control.astype(np.float64), control[:, None]))
     assert sample.mean == pytest.approx(0.0, abs=1e-6)
