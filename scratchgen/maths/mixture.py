@@ -101,7 +101,7 @@ def first_mixture(x, components: int, stream, ridge: float) -> Mixture:
     far, centres = full_like(chances, inf), []
     for k in range(components):
         below = xp.cumulative_sum(chances)
-        passed = below <= stream.at("centre", k).uniform((1,)) * below[-1]
+        passed = below <= stream.at("centre").at(k).uniform((1,)) * below[-1]
         # where all rows are centres already, no chance is left, and any row will do
         row = int(xp.sum(xp.astype(passed, xp.int64))) % x.shape[0]
         centres.append(x[row, :])
@@ -109,7 +109,7 @@ def first_mixture(x, components: int, stream, ridge: float) -> Mixture:
         chances = far
     variance = float(xp.mean(far)) / x.shape[1] + ridge
     rounds = xp.stack([variance * identity(stream.backend, x.shape[1])] * components)
-    return Mixture(stream.backend, [1.0] * components, xp.stack(centres), rounds)
+    return Mixture(stream.backend, ones((components,), x), xp.stack(centres), rounds)
 
 
 def bic(log_likelihood: float, n: int, k: int, d: int) -> float:

@@ -7,9 +7,9 @@ leaves nothing but rounding, so a model trained on draws from it can be held aga
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil, cos, hypot, inf, log, pi, sin, sqrt
+from math import ceil, cos, inf, log, pi, sin, sqrt
 
-from scratchgen.core.arrays import Backend, full_like, namespace, rows
+from scratchgen.core.arrays import Backend, full_like, namespace, ones, rows
 from scratchgen.core.numerics import level_centres, logsumexp
 from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax
 from scratchgen.maths.distributions import discretised_normal_nll
@@ -55,7 +55,7 @@ class Curve(Mixture):
         for curve, length in pieces:
             u, masses = rule(16 + ceil(density * length / sqrt(variance)), exact)
             points.append(curve(u))
-            weights.append(masses)
+            weights.append(masses / exact.xp.sum(masses))
         points, weights = exact.xp.concat(points), exact.xp.concat(weights)
         super().__init__(backend, weights, points, _discs(points.shape[0], variance))
         self.pieces, self.variance, self.closed = pieces, variance, closed
@@ -104,7 +104,7 @@ def spiral(
         radius = inner + (outer - inner) * u
         return _polar(radius[:, None], 2.0 * pi * (turns * u + start))
 
-    fastest = hypot(outer - inner, 2.0 * pi * turns * max(radii))
+    fastest = sqrt((outer - inner) ** 2 + (2.0 * pi * turns * max(radii)) ** 2)
     pieces = [(partial(arm, start=i / arms), fastest) for i in range(arms)]
     return Curve(backend, pieces, variance, closed=False)
 
@@ -152,7 +152,7 @@ class Checker(Density):
             raise ValueError(f"a board's noise level is log ᾱ from -80 to 0, got {level}")
         self.backend, self.squares, self.level = backend, squares, level
         self.half_width, self.width = half_width, 2.0 * half_width / squares
-        self._dark = [(i, j) for i in range(squares) for j in range(squares) if (i + j) % 2 == 0]
+        self._dark = [(i, j) for i in range(squares) for j in range(i % 2, squares, 2)]
 
     def log_prob(self, x):
         """log p(x) in nats: (..., 2) -> (...); -inf off the dark squares of a clean board."""
@@ -224,7 +224,8 @@ class Checker(Density):
 
 
 def _equal_discs(backend: Backend, means, variance: float) -> Mixture:
-    return Mixture(backend, [1.0] * len(means), means, _discs(len(means), variance))
+    covariances, means = _discs(len(means), variance), backend.asarray(means)
+    return Mixture(backend, ones(means.shape[:1], means), means, covariances)
 
 
 def _discs(k: int, variance: float):
@@ -239,18 +240,18 @@ def _polar(radius, angle):
 
 
 def _trapezoid(n: int, born: Backend):
-    """Nodes and weights on [0, 1] for periodic integrands."""
+    """Nodes and relative weights on [0, 1] for periodic integrands."""
     u = born.asarray([i / n for i in range(n)])
-    return u, full_like(u, 1.0 / n)
+    return u, ones(u.shape, u)
 
 
 def _fejer(n: int, born: Backend):
-    """Nodes and weights on [0, 1] of Fejér's first rule: at the cosines of n equal angles.
+    """Nodes and relative weights on [0, 1] of Fejér's first rule, at the cosines of n equal angles.
 
-    w = (1/n) (1 - 2 Σ_{j ≤ n/2} cos(2jθ) / (4j² - 1)), all positive.
+    w ∝ 1 - 2 Σ_{j ≤ n/2} cos(2jθ) / (4j² - 1), all positive.
     """
     xp = born.xp
     angle = born.asarray([pi * (i + 0.5) / n for i in range(n)])
     j = born.asarray([float(i + 1) for i in range(n // 2)])
     terms = xp.cos(2.0 * j * angle[:, None]) / (4.0 * j * j - 1.0)
-    return 0.5 - 0.5 * xp.cos(angle), (1.0 - 2.0 * xp.sum(terms, axis=1)) / n
+    return 0.5 - 0.5 * xp.cos(angle), 1.0 - 2.0 * xp.sum(terms, axis=1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ive, ndtr
 
+from scratchgen.core.arrays import Backend
 from scratchgen.core.streams import Stream
 from scratchgen.maths import planar
 from scratchgen.maths.planar import Checker, Curve
@@ -114,6 +115,7 @@ def test_twice_the_nodes_change_nothing(make, variance):
 def test_nodes_are_as_many_as_the_curve_is_long():
     """16, and two (on open curves π) for every standard deviation of the blur."""
     assert planar.rings(NUMPY, radii=(1.0,), variance=1e-4).means.shape[0] == 16 + 1257
+    assert planar.rings(NUMPY, radii=(0.1,), variance=1e-4).means.shape[0] == 16 + 126
     assert planar.rings(NUMPY, radii=(0.5, 1.0), variance=1e-4).means.shape[0] == 32 + 629 + 1257
     assert planar.moons(NUMPY, variance=1e-2).means.shape[0] == 2 * (16 + 99)
     one_arm = planar.spiral(NUMPY, arms=1, turns=1.0, radii=(0.5, 2.5), variance=1e-2)
@@ -155,9 +157,32 @@ def test_a_sample_is_a_place_on_the_curve_and_its_blur(make):
     density, stream = make(NUMPY, variance=0.09), Stream(4, NUMPY)
     places = density.sample(50, stream) - 0.3 * stream.at("noise").normal((50, 2))
     u = stream.at("place").uniform((50,))
+    piece = (2.0 * stream.at("piece").uniform((50,))).astype(int)
     on_pieces = np.stack([curve(u) for curve, _ in density.pieces])
-    closest = np.abs(places - on_pieces).max(axis=-1).min(axis=0)
-    np.testing.assert_allclose(closest, 0.0, atol=1e-12)
+    np.testing.assert_allclose(places, on_pieces[piece, np.arange(50)], atol=1e-12)
+
+
+def test_curves_start_where_one_expects_and_run_against_the_clock():
+    def first(density):
+        return np.stack([curve(np.asarray([0.0, 1e-6])) for curve, _ in density.pieces])
+
+    rings, moons = first(planar.rings(NUMPY)), first(planar.moons(NUMPY))
+    arms = first(planar.spiral(NUMPY, arms=4, radii=(0.5, 2.0)))
+    np.testing.assert_allclose(rings[:, 0], [[1.0, 0.0], [2.0, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(moons[:, 0], [[0.5, -0.25], [-0.5, 0.25]], atol=1e-12)
+    quarters = [[0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
+    np.testing.assert_allclose(arms[:, 0], quarters, atol=1e-12)
+    assert rings[0, 1, 1] > 0.0
+    assert moons[0, 1, 1] > -0.25
+    assert arms[0, 1, 1] > 0.0
+    for density in (planar.rings(NUMPY), planar.moons(NUMPY)):  # and so do their nodes
+        np.testing.assert_allclose(density.means[0], first(density)[0, 0], atol=1e-3)
+
+
+def test_nodes_are_found_in_float64():
+    for make in CURVES.values():
+        rounded = make(NUMPY).means.astype(np.float32)
+        np.testing.assert_array_equal(make(Backend(np, "float32")).means, rounded)
 
 
 def test_the_defaults_are_the_stated_ones():
@@ -171,6 +196,7 @@ def test_the_defaults_are_the_stated_ones():
         np.testing.assert_array_equal(default.means, stated.means)
         np.testing.assert_array_equal(default.covariances, stated.covariances)
     board = Checker(NUMPY)
+    assert board.dims == 2
     assert (board.squares, board.half_width, board.width, board.level) == (4, 2.0, 1.0, 0.0)
 
 
@@ -225,6 +251,22 @@ def test_a_clean_board_is_even_on_its_dark_squares(seed, squares):
     np.testing.assert_allclose(noised, exp(-0.5) * drawn + (-expm1(-1.0)) ** 0.5 * noise)
     with pytest.raises(ValueError, match="no score"):
         clean.score(x)
+
+
+@pytest.mark.equation("DDPM-4")
+@given(seeds(), st.sampled_from([0.5, 1.0, 3.0]), LEVELS)
+def test_a_board_of_another_size_is_a_stretched_one(seed, half_width, level):
+    """With x₀ stretched by a and the noise with it, the density falls by a² everywhere."""
+    x, stretch = normals(seed, 5, 2), half_width / 2.0
+    board, small = Checker(NUMPY), Checker(NUMPY, half_width=half_width)
+    got, want = small.log_prob(stretch * x), board.log_prob(x) - 2.0 * log(stretch)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    squared = (-expm1(level)) / (-expm1(level) + stretch**2 * exp(level))  # of the other noise
+    other = log(1.0 - squared)
+    shrink = exp(0.5 * (level - other)) * stretch
+    got = small.noised(level).log_prob(shrink * x)
+    want = board.noised(other).log_prob(x) - 2.0 * log(shrink)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.equation("DDPM-4")
@@ -317,8 +359,6 @@ def test_every_backend_agrees(born, make):
         yield density.log_prob(at)
         yield density.noised(-0.7).score(at)
         yield density.sample(5, Stream(1, backend))
-        if isinstance(density, Curve):
-            yield density.means  # whose nodes are found in float64
 
     got = everything(made, here, born)
     for part, want in zip(got, everything(true, x, NUMPY), strict=True):
