@@ -233,7 +233,7 @@ class Schedule:
 class LearnedGamma(Module):
     """γ_η(t) = -log SNR(t) on [0, 1], rising and smooth for every η, with free end points.
 
-        g(t) = t + Σ_j w_j σ(k_j (t - c_j)),   w_j = e^(a_j)/n,  k_j = e^(b_j)
+        g(t) = t + Σ_j w_j σ(k_j (t - c_j)),   w_j = e^(a_j),  k_j = e^(b_j)
         γ(t) = γ(0) + e^s (g(t) - g(0))/(g(1) - g(0)),   so  γ(1) = γ(0) + e^s
 
     Exponentials where the paper takes absolute values keep the weights positive without a kink. At
@@ -256,7 +256,7 @@ class LearnedGamma(Module):
             )
         self.start = Parameter((1,), _filled(first))
         self.log_rise = Parameter((1,), _filled(log(last - first)))
-        self.log_weight = Parameter((units,), _filled(log(0.1)))
+        self.log_weight = Parameter((units,), _filled(log(0.1 / units)))
         self.log_slope = Parameter((units,), _filled(log(10.0)))
         self.centre = Parameter((units,), _spread)
 
@@ -277,18 +277,17 @@ class LearnedGamma(Module):
         centre = self.centre.read()
         xp = namespace(t)
         zero = xp.sum(0.0 * t, keepdims=True)
-        u = xp.concat([t, zero, zero + 1.0])[:, None]  # the two ends ride along
+        u = xp.concat([t, zero, zero + 1.0])  # the two ends ride along
 
         xp = namespace(centre.value)
-        n = centre.value.shape[0]
-        weight, slope = xp.exp(log_weight.value) / n, xp.exp(log_slope.value)
-        gap = u - centre.value
+        weight, slope = xp.exp(log_weight.value), xp.exp(log_slope.value)
+        gap = u[:, None] - centre.value
         unit = sigmoid(slope * gap)
         bump = unit * (1.0 - unit)
 
         xp = namespace(unit)
-        g = u[:, 0] + xp.sum(weight * unit, axis=-1)
-        g_dot = 1.0 + xp.sum(weight * slope * bump, axis=-1)
+        g = u + xp.sum(weight * unit, axis=1)
+        g_dot = 1.0 + xp.sum(weight * slope * bump, axis=1)
         span = g[-1:] - g[-2:-1]
         rise = xp.exp(log_rise.value)
         climb = rise * ((g[:-2] - g[-2:-1]) / span)  # exactly the whole rise at t = 1
@@ -297,20 +296,22 @@ class LearnedGamma(Module):
 
         def pullback(d_gamma, d_gamma_dot):
             d_log_scale = d_gamma * climb + d_gamma_dot * gamma_dot
-            d_span = -xp.sum(d_log_scale, keepdims=True) / span
-            at_zero = -d_span - scale * xp.sum(d_gamma, keepdims=True)
-            dg = xp.concat([scale * d_gamma, at_zero, d_span])[:, None]
-            dg_dot = xp.concat([scale * d_gamma_dot, 0.0 * d_span, 0.0 * d_span])[:, None]
+            d_span = -xp.sum(d_log_scale) / span
+            at_zero = -d_span - scale * xp.sum(d_gamma)
+            dg = xp.concat([scale * d_gamma, at_zero, d_span])
+            dg_dot = xp.concat([scale * d_gamma_dot, 0.0 * d_span, 0.0 * d_span])
 
-            d_bump = weight * slope * dg_dot
-            dz = bump * (weight * dg + d_bump * (1.0 - 2.0 * unit))
-            column, every = ones((t.shape[0], 1), like=t), ones((u.shape[0], 1), like=t)
-            start.accumulate_product(column, d_gamma[:, None])
-            log_rise.accumulate_product(column, d_log_scale[:, None])
-            log_weight.accumulate_product(every, weight * unit * dg + d_bump * bump)
-            log_slope.accumulate_product(every, dz * slope * gap + d_bump * bump)
-            centre.accumulate_product(every, -slope * dz)
-            return (dg[:, 0] + xp.sum(slope * dz, axis=-1))[:-2]
+            d_unit, d_bump = weight * dg[:, None], weight * slope * dg_dot[:, None]
+            dz = bump * (d_unit + d_bump * (1.0 - 2.0 * unit))
+            for parameter, rows in (
+                (start, d_gamma[:, None]),
+                (log_rise, d_log_scale[:, None]),
+                (log_weight, d_unit * unit + d_bump * bump),
+                (log_slope, dz * slope * gap + d_bump * bump),
+                (centre, -slope * dz),
+            ):
+                parameter.accumulate_product(ones((rows.shape[0], 1), like=rows), rows)
+            return (dg + xp.sum(slope * dz, axis=1))[:-2]
 
         return (start.value + climb, gamma_dot), pullback
 

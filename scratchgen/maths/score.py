@@ -138,7 +138,7 @@ def reverse_chain(score, x_last, noise, variances, levels):
     path = [x_last]
     for t in range(levels.shape[0] - 1, 0, -1):
         now, before = levels[t, ...], levels[t - 1, ...]
-        variance = variances[t, ...] if t > 1 else 0.0 * before
+        variance = variances[t, ...] if t > 1 else namespace(now).zeros_like(now)
         x_t, z = path[-1], noise[t - 1, ...]
         path.append(reverse_step(x_t, score(x_t, now), z, variance, now, before))
     return namespace(x_last).stack(path[::-1])

@@ -1,6 +1,7 @@
 """maths/schedules.py against exact arithmetic, the sources' numbers, autograd and complex steps."""
 
 from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 from math import exp, log
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.numerics import sigmoid, softplus
 from scratchgen.core.streams import Stream
+from scratchgen.maths import schedules
 from scratchgen.maths.distributions import normal_kl
 from scratchgen.maths.schedules import LearnedGamma, Schedule, SignalLeft
 from scratchgen.testing import oracle
@@ -115,6 +117,22 @@ def test_any_falling_function_is_a_schedule(steps, rate, power, size):
     assert np.all(np.diff(schedule.gamma[1:]) > 0.0)
 
 
+@pytest.mark.equation("DDPM-5")
+def test_tables_are_float64_whatever_came():
+    betas = np.asarray([0.1, 0.7], dtype=np.float32)
+    np.testing.assert_array_equal(Schedule(betas).beta[1:], betas.astype(np.float64))
+    assert Schedule([Fraction(1, 3)]).beta.tolist() == [0.0, 1.0 / 3.0]
+    values = np.exp(np.asarray([0.0, -1.0, -2.0], dtype=np.float32))
+    table = Schedule.from_alpha_bar(lambda u: values, 2).alpha_bar
+    np.testing.assert_allclose(table, values.astype(np.float64), rtol=1e-14)
+
+
+@pytest.mark.equation("DDPM-5")
+def test_a_function_that_reaches_zero_ends_at_the_largest_beta():
+    schedule = Schedule.from_alpha_bar(lambda u: 1.0 - u, 4)
+    np.testing.assert_allclose(schedule.beta, [0.0, 1 / 4, 1 / 3, 1 / 2, 0.999], rtol=1e-15)
+
+
 def test_bad_schedules_are_refused():
     for betas, message in (
         ([], r"at least one number, got \(0,\)"),
@@ -188,8 +206,24 @@ def test_signal_that_is_left_is_reported():
         with pytest.warns(SignalLeft, match=r"limit 0\.0001"):
             kls.append(Schedule.linear(steps, first, last, reference=steps).report().prior_kl)
     assert kls == pytest.approx([1.0e-3, 3.5e-3, 1.1e-4], rel=0.03)
-    with pytest.warns(SignalLeft, match=r"alpha_bar = 0\.36 .* 0\.23 nats"):
+    with pytest.warns(SignalLeft, match=r"alpha_bar = 0\.36 .* 0\.23 nats") as caught:
         Schedule.linear(100, reference=100).report(second_moment=1.0)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.equation("DDPM-5")
+@pytest.mark.equation("VDM-1")
+def test_the_limit_of_what_may_be_left_is_1e_4_nats(monkeypatch):
+    ends = lambda alpha_bar: Schedule.from_alpha_bar(lambda u: alpha_bar**u, 20).report()
+    assert ends(1.99e-4).prior_kl == pytest.approx(0.995e-4, rel=1e-3)
+    with pytest.warns(SignalLeft):
+        ends(2.01e-4)
+    kl = HO.report().prior_kl
+    monkeypatch.setattr(schedules, "SIGNAL_LIMIT", kl)
+    with pytest.warns(SignalLeft):
+        HO.report()
+    monkeypatch.setattr(schedules, "SIGNAL_LIMIT", np.nextafter(kl, 1.0))
+    HO.report()
 
 
 @pytest.mark.equation("ERR-16")
@@ -284,7 +318,12 @@ def test_learned_gamma_begins_nearly_linear():
     assert value[[0, -1]] == pytest.approx([-13.3, 5.0], rel=1e-14)
     np.testing.assert_allclose(value, -13.3 + 18.3 * t, atol=0.1)
     np.testing.assert_allclose(slope, 18.3, rtol=0.05)
-    assert np.allclose(np.diff(gamma.centre.read().value), 1.0 / 32.0)
+    values = {
+        name: getattr(gamma, name).read().value for name in ("log_weight", "log_slope", "centre")
+    }
+    np.testing.assert_allclose(np.exp(values["log_weight"]), 0.1 / 32.0, rtol=1e-14)
+    np.testing.assert_allclose(np.exp(values["log_slope"]), 10.0, rtol=1e-14)
+    np.testing.assert_allclose(values["centre"], (np.arange(32) + 0.5) / 32.0, rtol=1e-15)
 
 
 @on_every_backend
