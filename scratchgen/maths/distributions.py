@@ -10,6 +10,7 @@ from scratchgen.core.arrays import namespace
 from scratchgen.core.numerics import (
     LOG_2PI,
     expm1_minus,
+    level_codes,
     log1mexp,
     log_ndtr,
     log_tail_ratio,
@@ -263,8 +264,8 @@ def categorical_nll(codes, logits):
     Source: [Bishop 2006]
     """
     xp = namespace(logits)
-    total = logsumexp(logits, axis=-1)
-    levels = xp.arange(logits.shape[-1], dtype=codes.dtype, device=codes.device)
+    total = logsumexp(logits)
+    levels = xp.arange(logits.shape[-1], device=codes.device)
     chosen = xp.astype(codes[..., None] == levels, total.dtype)  # one-hot: a gather that traces
 
     def pullback(d_nll):
@@ -275,5 +276,5 @@ def categorical_nll(codes, logits):
 
 def _end_bins(x, levels: int):
     """1 where x lies in the lowest bin, and 1 where in the highest, as floating arrays."""
-    xp, edge = namespace(x), 1.0 - 2.0 / levels
-    return xp.astype(x < -edge, x.dtype), xp.astype(x > edge, x.dtype)
+    xp, codes = namespace(x), level_codes(x, levels)
+    return xp.astype(codes == 0, x.dtype), xp.astype(codes == levels - 1, x.dtype)

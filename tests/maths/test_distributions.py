@@ -175,6 +175,42 @@ def test_a_bin_holds_the_integral_of_its_density(mean, log_scale, k):
 
 
 @pytest.mark.equation("DDPM-8")
+@given(st.floats(0.0, 12.0), st.floats(-8.0, 0.0) | st.floats(-1.6, 0.0), st.booleans())
+@example(0.01, -1.302, True)
+@example(1.0, -1.302, True)
+@example(12.0, -0.52, True)
+@example(12.0, -0.2, True)
+def test_the_mass_of_a_narrow_bin_is_its_width_times_its_average_density(c, log_width, left):
+    """Gauss–Legendre, whose error is below rounding here, for the value and both derivatives.
+
+    With u the distance from the mean in standard deviations, averaged over the bin by its density:
+    ∂log P/∂mean = E u / σ and ∂log P/∂log σ = E u² - 1.
+    """
+    width = 10.0**log_width / (1.0 + c)  # around 0.05 the series takes over
+    sigma = 2.0 / 17.0 / width
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    u = c + 0.5 * width * nodes
+    density = 0.5 * weights * np.exp(0.5 * (c - u) * (c + u))
+    want = 0.5 * c * c + 0.5 * log(2.0 * pi) - log(width * density.sum())
+    mean = np.asarray([c * sigma if left else -c * sigma])
+    got, pullback = d.discretised_normal_nll(np.zeros(1), mean, np.asarray([2.0 * log(sigma)]), 17)
+    assert got[0] == pytest.approx(want, rel=1e-15, abs=1.5e-12)
+    d_mean, d_logvar = pullback(np.ones(1))
+    first, second = density @ u / density.sum(), density @ (u * u) / density.sum()
+    sign = 1.0 if left else -1.0
+    assert sigma * d_mean[0] == pytest.approx(sign * first, rel=2e-11, abs=1e-13)
+    assert d_logvar[0] == pytest.approx(0.5 * (1.0 - second), rel=2e-11, abs=2e-11)
+
+
+@pytest.mark.equation("DDPM-8")
+@pytest.mark.parametrize("log_scale", [-3.0, 3.0])
+def test_a_bin_around_the_mean_does_not_pull_it(log_scale):
+    for nll in (d.discretised_logistic_nll, d.discretised_normal_nll):
+        _, pullback = nll(np.zeros(1), np.zeros(1), np.asarray([log_scale]), 17)
+        assert abs(pullback(np.ones(1))[0][0]) < 1e-14
+
+
+@pytest.mark.equation("DDPM-8")
 def test_far_tails_keep_their_digits():
     """A thousand scales away, probabilities underflow but their logarithms do not."""
     x, mean = bins(17)[[2]], np.asarray([1.0])
