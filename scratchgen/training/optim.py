@@ -138,13 +138,12 @@ def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
     if not limit > 0.0:
         raise ValueError(f"the norm limit must be positive, got {limit}")
     g, xp = params.grad, namespace(params.grad)
-    largest = float(xp.max(xp.abs(g)))
-    if not 0.0 < largest < float("inf"):
-        return largest  # nothing to shorten, or nothing that can be
-    scaled = g / largest  # whose squares cannot overflow
-    norm = largest * sqrt(float(xp.sum(scaled * scaled)))
-    if norm > limit:
-        g *= limit / norm
+    norm = float(xp.max(xp.abs(g)))
+    if 0.0 < norm < float("inf"):  # else there is nothing to shorten, or nothing that can be
+        scaled = g / norm  # whose squares cannot overflow
+        norm *= sqrt(float(xp.sum(scaled * scaled)))
+        if norm > limit:
+            g *= limit / norm
     return norm
 
 

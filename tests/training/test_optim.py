@@ -46,6 +46,19 @@ def test_adam_is_the_textbook(seed, beta1, beta2, tiny, lr, decay):
     np.testing.assert_allclose(params.theta, want, rtol=1e-10, atol=1e-12)
 
 
+@given(seeds(), st.floats(-9.0, 0.0))
+def test_adam_is_by_default_that_of_its_authors(seed, log_scale):
+    """Down to gradients as small as the number that keeps the division finite."""
+    params = bound(Linear(2, 1), seed)
+    first, gradients = 1.0 * params.theta, 10.0**log_scale * normals(seed, 4, 3)
+    adam = Adam(params)
+    for g in gradients:
+        params.grad += g
+        adam.step()
+    want = [textbook(first[i], gradients[:, i], 1e-3, 0.9, 0.999, 1e-8, 0.0) for i in range(3)]
+    np.testing.assert_allclose(params.theta - first, want - first, rtol=1e-9)
+
+
 @given(seeds(), st.floats(0.01, 100.0))
 def test_adam_does_not_see_the_scale_of_the_loss(seed, scale):
     ends = []
@@ -119,8 +132,9 @@ def test_clipping_shortens_and_never_turns(seed, limit):
 def test_huge_gradients_neither_overflow_nor_linger():
     params = bound(Linear(3, 2), born=FLOAT32)
     params.grad[...] = np.float32(1e30)
-    assert clip_by_global_norm(params, 1.0) == pytest.approx(1e30 * 8**0.5, rel=1e-5)
-    np.testing.assert_allclose(params.grad, 8**-0.5, rtol=1e-5)
+    params.grad[0] = np.float32(1e-30)
+    assert clip_by_global_norm(params, 1.0) == pytest.approx(1e30 * 7**0.5, rel=1e-5)
+    np.testing.assert_allclose(params.grad[1:], 7**-0.5, rtol=1e-5)
     params.grad[...] = np.float32(1e20)
     with np.errstate(over="ignore"):
         Adam(params).step()
@@ -129,25 +143,42 @@ def test_huge_gradients_neither_overflow_nor_linger():
     assert clip_by_global_norm(params, 1.0) == 0.0
 
 
+def test_an_infinite_gradient_is_reported_and_left_alone():
+    params = bound(Linear(3, 2))
+    params.grad[...] = 1.0
+    params.grad[3] = -np.inf
+    assert clip_by_global_norm(params, 1.0) == np.inf
+    np.testing.assert_array_equal(params.grad[:3], 1.0)
+
+
 def test_the_schedule_rises_then_falls():
-    rate = warmup_cosine(1.0, steps=100, warmup=10, floor=0.1)
-    assert [rate(0), rate(9), rate(10)] == pytest.approx([0.1, 1.0, 1.0])
-    assert rate(55) == pytest.approx(0.55)
-    assert rate(100) == rate(1000) == pytest.approx(0.1)
+    rate = warmup_cosine(3.0, steps=100, warmup=10, floor=0.5)
+    assert [rate(0), rate(9), rate(10)] == pytest.approx([0.3, 3.0, 3.0])
+    assert rate(55) == pytest.approx(1.75)
+    assert rate(100) == rate(1000) == pytest.approx(0.5)
     assert all(rate(s) >= rate(s + 1) for s in range(10, 110))
+
+
+def test_the_schedule_begins_at_its_peak_and_ends_at_zero_unless_told_otherwise():
+    rate = warmup_cosine(3.0, steps=100)
+    assert (rate(0), rate(50), rate(100)) == pytest.approx((3.0, 1.5, 0.0))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda p: Adam(p, lr=-1.0),
+        lambda p: Adam(p, lr=0.0),
         lambda p: Adam(p, beta1=1.0),
+        lambda p: Adam(p, beta1=-0.1),
+        lambda p: Adam(p, beta2=1.0),
         lambda p: Adam(p, beta2=-0.1),
         lambda p: Adam(p, tiny=0.0),
         lambda p: Adam(p, weight_decay=-1.0),
         lambda p: Ema(p, 1.0),
         lambda p: clip_by_global_norm(p, 0.0),
         lambda p: warmup_cosine(1.0, steps=5, warmup=5),
+        lambda p: warmup_cosine(1.0, steps=5, warmup=-1),
     ],
 )
 def test_arguments_are_checked(wrong):
