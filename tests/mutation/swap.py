@@ -14,6 +14,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 from .operators import Mutant
 
@@ -31,18 +32,28 @@ def module_of(path: Path):
     return import_module(".".join(parts))
 
 
+def executed(mutant: Mutant) -> dict[str, Any]:
+    """The names of the mutated module, executed aside.
+
+    Raises:
+        DoesNotImport: it fails.
+    """
+    live = module_of(mutant.path)
+    names = {"__name__": live.__name__, "__file__": live.__file__, "__package__": live.__package__}
+    try:
+        exec(mutant.code(), names)
+    except Exception as error:
+        raise DoesNotImport(str(error)) from error
+    return names
+
+
 def install(mutant: Mutant) -> None:
     """Make the running process behave as if the mutant had been imported.
 
     Raises:
         DoesNotImport: it cannot be.
     """
-    live = module_of(mutant.path)
-    fresh = {"__name__": live.__name__, "__file__": live.__file__, "__package__": live.__package__}
-    try:
-        exec(mutant.code(), fresh)
-    except Exception as error:
-        raise DoesNotImport(str(error)) from error
+    live, fresh = module_of(mutant.path), executed(mutant)
     outer = mutant.scope.partition(".")[0]
     if outer:
         _transplant(getattr(live, outer), fresh[outer])
