@@ -12,7 +12,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.maths import score as s
 from scratchgen.maths.densities import Mixture
 from scratchgen.maths.forward_process import q_sample
-from scratchgen.maths.parameterisations import reverse_mean
+from scratchgen.maths.parameterisations import Score, reverse_mean
 from scratchgen.maths.schedules import Schedule
 from scratchgen.testing import oracle
 from scratchgen.testing.monte_carlo import assert_mean, default_resolution
@@ -215,6 +215,19 @@ def test_the_best_noise_prediction_for_normal_data(seed, n, mean, variance, leve
     np.testing.assert_allclose(eps, sqrt(-expm1(level)) * gap / total, rtol=1e-12)
 
 
+@pytest.mark.equation("SCORE-3")
+@pytest.mark.equation("SCORE-4")
+@given(seeds(), sizes(), LEVELS, st.floats(0.01, 3.0))
+def test_a_net_that_predicts_the_score_is_read_by_the_same_formulas(seed, n, before, gap):
+    net, (x_t, output, eps) = Score(), (normals(seed + i, n, 2) for i in range(3))
+    at = now, _ = every(before - gap, n), every(before, n)
+    clean, noise = net.clean(output, x_t, *at)[0], net.epsilon(output, x_t, *at)[0]
+    np.testing.assert_allclose(clean, s.denoised(x_t, output, now), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(noise, s.eps_from_score(output, now)[0], rtol=1e-13)
+    target = net.target(x_t, eps, *at)
+    np.testing.assert_allclose(target, s.score_from_eps(eps, now)[0], rtol=1e-13)
+
+
 CANDIDATES = (lambda x: 0.0 * x, lambda x: -0.7 * x + 0.2, lambda x: np.sin(2.0 * x) - x)
 
 
@@ -261,6 +274,8 @@ def test_denoising_score_matching_in_plain_simulation():
         assert_mean(partial(differences, f=f), constant, default_resolution(constant, 1.2))
 
 
+@pytest.mark.equation("SCORE-4")
+@pytest.mark.equation("SCORE-5")
 @given(seeds(), sizes(), sizes(), LEVELS)
 def test_pullbacks(seed, n, d, level):
     a, b, at = normals(seed, n, d), normals(seed + 1, n, d), every(level, n)
