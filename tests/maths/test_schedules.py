@@ -133,6 +133,8 @@ def test_a_function_that_reaches_zero_ends_at_the_largest_beta():
     np.testing.assert_allclose(schedule.beta, [0.0, 1 / 4, 1 / 3, 1 / 2, 0.999], rtol=1e-15)
 
 
+@pytest.mark.equation("DDPM-1")
+@pytest.mark.equation("DDPM-5")
 def test_bad_schedules_are_refused():
     for betas, message in (
         ([], r"at least one number, got \(0,\)"),
@@ -174,6 +176,7 @@ def test_host_steps_out_of_range_are_refused():
             HO.level(np.asarray([3, wrong]))
 
 
+@pytest.mark.equation("DDPM-5")
 @pytest.mark.equation("VDM-6")
 @pytest.mark.equation("VDM-1")
 @given(seeds(), sizes())

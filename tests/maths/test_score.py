@@ -274,6 +274,7 @@ def test_denoising_score_matching_in_plain_simulation():
         assert_mean(partial(differences, f=f), constant, default_resolution(constant, 1.2))
 
 
+@pytest.mark.equation("SCORE-3")
 @pytest.mark.equation("SCORE-4")
 @pytest.mark.equation("SCORE-5")
 @given(seeds(), sizes(), sizes(), LEVELS)
@@ -406,6 +407,7 @@ def test_the_reverse_chain_in_plain_simulation():
 
 
 @pytest.mark.equation("SCORE-6")
+@pytest.mark.equation("SCORE-8")
 def test_the_reverse_chain_takes_its_rows_by_t_and_ends_without_noise():
     """Step by step; the noise and the variance of the last step are poison."""
     levels = np.asarray([[0.0, 0.0], [-0.3, -0.1], [-1.0, -0.7], [-3.0, -2.0]])
