@@ -1,5 +1,6 @@
 """Collect the tests once; then run those that matter against each mutant, in forked children."""
 
+import gc
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from time import monotonic
 
 import pytest
 from _pytest.runner import runtestprotocol
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from .operators import Mutant
@@ -25,13 +27,26 @@ MEMORY = 8 << 30
 PATIENCE = 20.0
 
 
-def with_tests(paths: Iterable[Path], work: Callable[[list[pytest.Item]], None]) -> None:
+def with_tests(
+    paths: Iterable[Path], work: Callable[[list[pytest.Item]], None], examples: int = 20
+) -> None:
     """Collect the tests of some files in this process and hand them to `work`.
+
+    Each of hypothesis' laws is tried on a few examples, always the same.
 
     Raises:
         RuntimeError: they cannot be collected.
     """
-    os.environ["HYPOTHESIS_PROFILE"] = "mutate"  # which tests/conftest.py loads
+    settings.register_profile(
+        "faults",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=examples,
+        phases=[Phase.explicit, Phase.generate],  # to find one is enough, nothing need shrink
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    os.environ["HYPOTHESIS_PROFILE"] = "faults"  # which tests/conftest.py loads
     sys.dont_write_bytecode = True
     done, failed = [], []
 
@@ -39,6 +54,7 @@ def with_tests(paths: Iterable[Path], work: Callable[[list[pytest.Item]], None])
         def pytest_runtestloop(self, session):
             session.config.pluginmanager.unregister(name="terminalreporter")
             done.append(session)
+            gc.freeze()  # so that collecting garbage in a child copies no memory
             try:
                 work(session.items)
             except Exception as error:
@@ -63,20 +79,31 @@ class Baseline:
 
     Attributes:
         seconds: how long it takes.
-        calls: (file, function) of everything in the files under test that it runs.
+        calls: (file, function) of everything in the files under test that it runs; None if that
+            would take too long to find out.
     """
 
     seconds: float
-    calls: frozenset[tuple[str, str]]
+    calls: frozenset[tuple[str, str]] | None
+
+    def reaches(self, mutant: Mutant) -> bool:
+        """Whether it may run what the mutant changes."""
+        if self.calls is None:
+            return True
+        here = {name for path, name in self.calls if path == str(mutant.path)}
+        return mutant.scope in here if mutant.in_function else bool(here)
 
 
-def baselines(items: list[pytest.Item], files: Iterable[Path]) -> dict[pytest.Item, Baseline]:
-    """Every test on the right code, with what it reaches in some files.
+def baselines(
+    items: list[pytest.Item], files: Iterable[Path], most: float = 600.0
+) -> dict[pytest.Item, Baseline]:
+    """Every test on the right code, cheapest first, with what it reaches in some files.
+
+    A test that takes more than `most` seconds comes last and is not waited for.
 
     Raises:
         RuntimeError: one fails.
     """
-
     watched = set(map(str, files))
 
     def measure(item):
@@ -95,25 +122,19 @@ def baselines(items: list[pytest.Item], files: Iterable[Path]) -> dict[pytest.It
         return passed, seconds, [name for name in names if name[0] in watched]
 
     found = {}
-    for item, result in in_children((item, measure, item, 600.0) for item in items):
-        if isinstance(result, str) or not result[0]:
+    for item, result in in_children((item, measure, item, most) for item in items):
+        if result == "timeout":
+            found[item] = Baseline(most, None)
+        elif result == "crash" or not result[0]:
             raise RuntimeError(f"{item.nodeid} fails on the right code")
-        found[item] = Baseline(result[1], frozenset(map(tuple, result[2])))
-    return {item: found[item] for item in items}
+        else:
+            found[item] = Baseline(result[1], frozenset(map(tuple, result[2])))
+    return {item: found[item] for item in sorted(items, key=lambda item: found[item].seconds)}
 
 
 def reaching(mutant: Mutant, known: dict[pytest.Item, Baseline]) -> list[pytest.Item]:
     """The tests that run what the mutant changes, cheapest first."""
-    anywhere = not mutant.in_function
-    chosen = [
-        item
-        for item, base in known.items()
-        if any(
-            path == str(mutant.path) and (anywhere or name == mutant.scope)
-            for path, name in base.calls
-        )
-    ]
-    return sorted(chosen, key=lambda item: known[item].seconds)
+    return [item for item, base in known.items() if base.reaches(mutant)]
 
 
 def judge(
