@@ -2,9 +2,9 @@
 
     -ELBO = L_T + Σ_{t=2..T} L_{t-1} + L_0
 
-The terms are costs in nats. The splits take a whole path and a reverse model, which is any callable
-(x_t, t) -> (mean, logvar), each (N, ...), of p_θ(x_{t-1} | x_t); their means over paths are the
-same ELBO, their variances are not.
+The terms are costs in nats; data and the levels of fixed schedules have no cotangents. The splits
+take a whole path and a reverse model, which is any callable (x_t, t) -> (mean, logvar), each
+(N, ...), of p_θ(x_{t-1} | x_t); their means over paths are the same ELBO, their variances are not.
 """
 
 from scratchgen.core.arrays import example_sum, namespace, per_example

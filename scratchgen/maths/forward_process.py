@@ -27,7 +27,7 @@ def kernel(now, before=0.0):
     Source: DDPM-1, DDPM-3, VDM-2
     """
     xp, gap = namespace(now), now - before
-    return xp.exp(0.5 * gap), -xp.expm1(gap)
+    return xp.exp(0.5 * gap), 0.0 - xp.expm1(gap)  # a plain minus would make β of no step -0
 
 
 def posterior(now, before):
@@ -131,10 +131,11 @@ def ddim_step(x0, eps, noise, variance, before):
 
     Source: [Song 2021]
     """
-    sqrt = namespace(before).sqrt
+    xp = namespace(before)
     signal, spread = kernel(before)
-    kept = shaped(sqrt(spread - variance), eps) * eps
-    return shaped(signal, x0) * x0 + kept + shaped(sqrt(variance), noise) * noise
+    kept = xp.sqrt(xp.maximum(spread - variance, 0.0))  # σ² = 1-ᾱ_s may be off by its rounding
+    moved = shaped(kept, eps) * eps + shaped(xp.sqrt(variance), noise) * noise
+    return shaped(signal, x0) * x0 + moved
 
 
 def q_chain(x0, noise, levels):
@@ -227,7 +228,10 @@ class Shifted:
         self.condition = condition
 
     def plain(self, x, level):
-        """x_t -> u_t: (N, ...), level (N,) -> (N, ...)."""
+        """x_t -> u_t: (N, ...), level (N,) -> (N, ...).
+
+        Source: DVAE-6, DVAE-7, DVAE-9, DVAE-10
+        """
         return x - self._shift(level)
 
     def shifted(self, u, level):
@@ -235,6 +239,10 @@ class Shifted:
         return u + self._shift(level)
 
     def _shift(self, level):
+        """x̂ where the process has begun, 0 at level 0.
+
+        Source: DVAE-9, DVAE-10
+        """
         return shaped(namespace(level).astype(level < 0.0, level.dtype), self.condition) * (
             self.condition
         )

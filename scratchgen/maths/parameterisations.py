@@ -105,7 +105,7 @@ class Clean(Affine):
 
 
 class Velocity(Affine):
-    """The net predicts v = s ε - n x₀, at right angles to x_t.
+    """The net predicts v = s ε - n x₀: x_t turned by a right angle in the plane of x₀ and ε.
 
     Source: DDPM-14, [Salimans 2022]
     """
@@ -140,7 +140,7 @@ class Score(Affine):
 class Mean(Affine):
     """The net predicts the mean of the reverse step: ŷ = c₀ x̂₀ + c x_t.
 
-    Source: DDPM-9, DDPM-14
+    Source: DDPM-14
     """
 
     def coefficients(self, now, before):
@@ -161,7 +161,7 @@ class KWay(Parameterisation):
         p_k ∝ e^(logit_k) N(x_t; s x_k, n²),   x̂₀ = Σ_k p_k x_k
 
     So x_t itself decides among the levels where there is little noise, and the net where there is
-    much.
+    much. There must be some: at level 0 nothing is left to decide.
 
     Args:
         levels: K ≥ 2.
@@ -196,7 +196,7 @@ class KWay(Parameterisation):
             x_t: (N, ..., C).
             now, before: (N,).
 
-        Source: DDPM-14, ELBO-1
+        Source: DDPM-14
         """
         xp = namespace(output)
         p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)

@@ -1,5 +1,7 @@
 """maths/forward_process.py against Gaussian conditioning, composition and simulated chains."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -127,6 +129,7 @@ def test_steps_multiply_to_the_joint_of_all_latents(seed, d, levels):
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.equation("VDM-1")
 @pytest.mark.equation("DDPM-1")
 @pytest.mark.equation("DDPM-2")
 @pytest.mark.equation("VDM-3")
@@ -190,12 +193,33 @@ def test_bayes_rule_holds_pointwise(pair, x0, x_s, x_t):
     np.testing.assert_allclose(left, right, rtol=0.0, atol=1e-9 * size)
 
 
+@pytest.mark.equation("DDPM-3")
+@pytest.mark.equation("DDPM-6")
+@given(st.floats(-12.0, -0.3), st.floats(0.01, 1.0))
+def test_small_noise_keeps_its_digits(exponent, share):
+    """Levels down to -1e-12, against exact arithmetic: 1-ᾱ, the posterior and log SNR."""
+    now = -(10.0**exponent)
+    before = now * share
+    exact_now, exact_before = Decimal(now), Decimal(before)
+    noise, earlier = 1 - exact_now.exp(), 1 - exact_before.exp()
+    beta = 1 - Decimal(float(now - before)).exp()  # of the difference that float64 knows
+    at = (np.asarray([now]), np.asarray([before]))
+    c0, c, variance = (float(v[0]) for v in f.posterior(*at))
+    assert f.kernel(at[0])[1][0] == pytest.approx(float(noise), rel=1e-14)
+    assert f.log_snr(at[0])[0] == pytest.approx(float(exact_now - noise.ln()), rel=1e-14)
+    assert c0 == pytest.approx(float((exact_before / 2).exp() * beta / noise), rel=1e-13)
+    root = (Decimal(float(now - before)) / 2).exp()
+    assert c == pytest.approx(float(root * earlier / noise), rel=1e-13)
+    assert variance == pytest.approx(float(beta * earlier / noise), rel=1e-13)
+
+
 @pytest.mark.equation("DDPM-6")
 @pytest.mark.equation("TRAP-8")
 @given(noise_levels(1), reals(3.0), reals(3.0))
 def test_the_first_step_back_is_a_point_at_the_data(levels, x0, x_t):
     c0, c, variance = f.posterior(levels[[1]], levels[[0]])
     assert (c0[0], c[0], variance[0]) == (1.0, 0.0, 0.0)
+    assert not np.signbit([c[0], variance[0]]).any()  # or the weight 1/β̃ would be -∞
     mean, _ = f.q_posterior(np.asarray([[x0]]), np.asarray([[x_t]]), levels[[1]], levels[[0]])
     assert mean[0, 0] == x0
 
