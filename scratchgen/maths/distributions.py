@@ -61,7 +61,7 @@ def normal_nll(x, mean, logvar):
         nll: (...), nats.
         pullback: d_nll -> (dx, d_mean, d_logvar).
 
-    Source: VAE-3, VAE-7
+    Source: VAE-7
     """
     inverse = namespace(mean).exp(-0.5 * logvar)
     scaled = (x - mean) * inverse
@@ -213,7 +213,7 @@ def discretised_normal_nll(x, mean, logvar, levels: int):
         nll: (...), nats.
         pullback: d_nll -> (d_mean, d_logvar); x is data and has no cotangent.
 
-    Source: DDPM-8, VAE-7
+    Source: DDPM-8
     """
     xp = namespace(mean)
     low, high = _end_bins(x, levels)

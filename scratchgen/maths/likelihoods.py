@@ -33,11 +33,17 @@ class Bernoulli:
         return bernoulli_nll(x, h)
 
     def mean(self, h):
-        """E[x | h] (N, ..., C)."""
+        """E[x | h] (N, ..., C).
+
+        Source: VAE-1
+        """
         return sigmoid(h)
 
     def sample(self, h, stream):
-        """x ~ p(x | h) (N, ..., C)."""
+        """x ~ p(x | h) (N, ..., C).
+
+        Source: VAE-1
+        """
         return namespace(h).astype(stream.uniform(h.shape) < sigmoid(h), h.dtype)
 
 
@@ -72,11 +78,17 @@ class FixedNormal:
         return nll, lambda d_nll: pullback(d_nll)[1]
 
     def mean(self, h):
-        """E[x | h] (N, ..., C)."""
+        """E[x | h] (N, ..., C).
+
+        Source: VAE-1
+        """
         return h
 
     def sample(self, h, stream):
-        """x ~ p(x | h) (N, ..., C)."""
+        """x ~ p(x | h) (N, ..., C).
+
+        Source: VAE-1
+        """
         return h + self.variance**0.5 * stream.normal(h.shape)
 
 
@@ -94,11 +106,17 @@ class Normal:
         return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll)[1:], axis=-1)
 
     def mean(self, h):
-        """E[x | h] (N, ..., C)."""
+        """E[x | h] (N, ..., C).
+
+        Source: VAE-1
+        """
         return halves(h)[0]
 
     def sample(self, h, stream):
-        """x ~ p(x | h) (N, ..., C)."""
+        """x ~ p(x | h) (N, ..., C).
+
+        Source: VAE-1
+        """
         mean, logvar = halves(h)
         return mean + namespace(h).exp(0.5 * logvar) * stream.normal(mean.shape)
 
@@ -136,12 +154,18 @@ class Levels(ABC):
         return [level_centres(k, self.levels) for k in range(self.levels)]
 
     def mean(self, h):
-        """E[x | h] (N, ..., C), the exact mean over the K levels."""
+        """E[x | h] (N, ..., C), the exact mean over the K levels.
+
+        Source: VAE-1
+        """
         p = namespace(h).exp(self.log_probabilities(h))
         return sum(p[..., k] * x for k, x in enumerate(self.centres))
 
     def sample(self, h, stream):
-        """x ~ p(x | h) (N, ..., C), by inverting the distribution function at a uniform number."""
+        """x ~ p(x | h) (N, ..., C), by inverting the distribution function at a uniform number.
+
+        Source: VAE-1
+        """
         xp = namespace(h)
         p = xp.exp(self.log_probabilities(h))
         u = stream.uniform(p.shape[:-1])

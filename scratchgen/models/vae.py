@@ -18,8 +18,6 @@ class Vae(Module):
         encoder: net with output (N, 2K).
         decoder: net from (N, K) to (N, ..., likelihood.width · C).
         likelihood: one of maths/likelihoods.py.
-
-    Source: VAE-1, VAE-2, VAE-3
     """
 
     def __init__(self, encoder, decoder, likelihood):
@@ -43,7 +41,7 @@ class Vae(Module):
         Raises:
             ValueError: eps has not three axes.
 
-        Source: VAE-4, VAE-5, VAE-6, VAE-8
+        Source: VAE-6, VAE-8
         """
         if eps.ndim != 3:
             raise ValueError(f"eps must be (L, N, K), one axis for the samples; got {eps.shape}")
@@ -59,7 +57,7 @@ class Vae(Module):
             dz = decoder_pullback(xp.concat([d_reconstruction] * samples) * (1.0 / samples))
             d_mean, d_logvar = z_pullback(xp.reshape(dz, z.shape))
             kl_mean, kl_logvar = kl_pullback(per_example(d_kl, kl))
-            encoder_pullback(xp.concat([d_mean + kl_mean, d_logvar + kl_logvar], axis=-1))
+            encoder_pullback(xp.concat([d_mean + kl_mean, d_logvar + kl_logvar], axis=1))
 
         reconstruction = namespace(nll).mean(namespace(nll).reshape(nll, (samples, -1)), axis=0)
         return (reconstruction, example_sum(kl)), pullback
@@ -74,7 +72,7 @@ class Vae(Module):
         Returns:
             (S, N), nats. Their mean over S estimates the ELBO, their log-mean-exp a tighter bound.
 
-        Source: ELBO-2, VAE-6
+        Source: ELBO-2, VAE-3
         """
         mean, logvar = self.encode(x)
         z, _ = reparameterise(mean, logvar, eps)
@@ -84,15 +82,24 @@ class Vae(Module):
         return xp.sum(log_ratio, axis=-1) - xp.reshape(nll, z.shape[:2])
 
     def encode(self, x):
-        """q(z | x): x (N, ...) -> mean (N, K), logvar (N, K)."""
+        """q(z | x): x (N, ...) -> mean (N, K), logvar (N, K).
+
+        Source: VAE-2
+        """
         return halves(self.encoder(x)[0])
 
     def decode(self, z):
-        """E[x | z]: z (N, K) -> (N, ...)."""
+        """E[x | z]: z (N, K) -> (N, ...).
+
+        Source: VAE-1
+        """
         return self.likelihood.mean(self.decoder(z)[0])
 
     def reconstruct(self, x):
-        """E[x' | z = mean of q(z | x)]: x (N, ...) -> (N, ...)."""
+        """E[x' | z = mean of q(z | x)]: x (N, ...) -> (N, ...).
+
+        Source: VAE-9
+        """
         return self.decode(self.encode(x)[0])
 
     def sample(self, eps, temperature: float = 1.0):
@@ -118,7 +125,10 @@ class Vae(Module):
         return standard_normal_kl(*self.encode(x))[0]
 
     def _nll(self, x, z, stream):
-        """-log p(x | z) for z (L, N, K): (L·N,) nats, and its pullback to dz (L·N, K)."""
+        """-log p(x | z) for z (L, N, K): (L·N,) nats, and its pullback to dz (L·N, K).
+
+        Source: VAE-1
+        """
         xp, samples = namespace(z), z.shape[0]
         h, decoder_pullback = self._decode(z, stream)
         repeated = x if samples == 1 else xp.concat([x] * samples)

@@ -378,7 +378,7 @@ class GaussianDiffusion:
     def prior_kl(self, level):
         """E[L_T]: (N,) -> (N,) nats.
 
-        Source: VDM-6
+        Source: DDPM-8
         """
         alpha_bar = np.exp(np.asarray(level))[..., None]
         second = self.variances + self.mean**2
@@ -402,8 +402,8 @@ class GaussianDiffusion:
         Source: DDPM-8, VDM-9
         """
         steps = self.transition_kl(variances[1:], levels[2:], levels[1:-1]).sum()
-        first = self.reconstruction(variances[:1], levels[1:2])[0]
-        return float(self.prior_kl(levels[-1:])[0] + steps + first)
+        first = self.reconstruction(variances[0], levels[1])
+        return float(self.prior_kl(levels[-1]) + steps + first)
 
     def sampled(self, levels, variances):
         """Mean and variance of x_0 that ancestral sampling from N(0, I) really produces.
@@ -595,5 +595,5 @@ class LatentQuadrature:
 
         Source: ELBO-5
         """
-        z = mean + np.exp(0.5 * logvar) * self.nodes
+        z = np.exp(0.5 * logvar) * self.nodes + mean
         return -float(self.weights @ self.log_likelihood(z))

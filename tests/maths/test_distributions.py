@@ -239,6 +239,7 @@ def test_bernoulli_is_binary_cross_entropy(logit):
     assert sum(both) == pytest.approx(1.0, rel=1e-14)
 
 
+@pytest.mark.equation("VAE-2")
 @pytest.mark.equation("VAE-4")
 @given(seeds(), sizes(), sizes(), sizes())
 def test_reparameterisation_shifts_and_scales(seed, samples, n, k):
@@ -265,20 +266,36 @@ def test_encoder_samples_have_the_stated_mean_and_variance():
         assert_mean(lambda n, look: samples(n, look) - 0.3, 0.3, resolution=0.01)
 
 
+@pytest.mark.equation("VAE-7")
 @given(seeds(), sizes(), sizes())
-def test_pullbacks(seed, n, k):
-    a, b, c, e = (normals(seed + i, n, k) for i in range(4))
-    codes = (normals(seed + 4, n, k) > 0.0).astype(np.int64)
-    x = bins(17)[np.clip(np.floor(8.5 * (a + 1.0)), 0, 16).astype(int)]
+def test_pullbacks_of_costs(seed, n, k):
+    a, b, c = (normals(seed + i, n, k) for i in range(3))
     oracle.check_pullback(d.normal_nll, a, b, c)
-    oracle.check_pullback(d.normal_kl, a, b, c, e)
-    oracle.check_pullback(d.standard_normal_kl, a, b)
-    oracle.check_pullback(lambda logits: d.bernoulli_nll(1.0 * codes, logits), a)
-    oracle.check_pullback(lambda m, s: d.discretised_logistic_nll(x, m, s, 17), b, c)
-    oracle.check_pullback(lambda m, s: d.discretised_normal_nll(x, m, s, 17), b, c)
+    bits = (normals(seed + 3, n, k) > 0.0) * 1.0
+    oracle.check_pullback(lambda logits: d.bernoulli_nll(bits, logits), a)
+    codes = (bits + (c > 0.0)).astype(np.int64)
     oracle.check_pullback(lambda logits: d.categorical_nll(codes, logits), normals(seed, n, k, 3))
 
 
+@pytest.mark.equation("VAE-5")
+@pytest.mark.equation("VAE-3")
+@given(seeds(), sizes(), sizes())
+def test_pullbacks_of_divergences(seed, n, k):
+    a, b, c, e = (normals(seed + i, n, k) for i in range(4))
+    oracle.check_pullback(d.normal_kl, a, b, c, e)
+    oracle.check_pullback(d.standard_normal_kl, a, b)
+
+
+@pytest.mark.equation("DDPM-8")
+@given(seeds(), sizes(), sizes())
+def test_pullbacks_of_discretised_costs(seed, n, k):
+    a, b, c = (normals(seed + i, n, k) for i in range(3))
+    x = bins(17)[np.clip(np.floor(8.5 * (a + 1.0)), 0, 16).astype(int)]
+    oracle.check_pullback(lambda m, s: d.discretised_logistic_nll(x, m, s, 17), b, c)
+    oracle.check_pullback(lambda m, s: d.discretised_normal_nll(x, m, s, 17), b, c)
+
+
+@pytest.mark.equation("DDPM-8")
 @given(seeds(), st.floats(-4.0, 2.0))
 def test_discretised_pullbacks_at_every_level_and_scale(seed, log_scale):
     x, mean = bins(17), np.clip(normals(seed, 17), -1.5, 1.5)

@@ -48,6 +48,7 @@ class Given:
     normal = uniform
 
 
+@pytest.mark.equation("DDPM-8")
 @pytest.mark.equation("VAE-7")
 @of_each
 @given(seeds(), sizes(3), sizes(3), sizes(3))
@@ -73,12 +74,14 @@ def test_levels_sum_to_one_and_match_the_cost(make, seed, n, m, c):
     np.testing.assert_allclose(likelihood.nll(x, h)[0], -chosen, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.equation("DDPM-8")
 @pytest.mark.parametrize("kind", [lk.DiscretisedLogistic, lk.DiscretisedNormal, lk.Categorical])
 def test_two_levels_are_enough(kind):
     p = np.exp(kind(2).log_probabilities(normals(0, 3, 2)))
     np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-12)
 
 
+@pytest.mark.equation("VAE-1")
 @of_each
 @given(seeds())
 def test_the_mean_is_the_integral_of_x(make, seed):
@@ -94,6 +97,7 @@ def test_the_mean_is_the_integral_of_x(make, seed):
     assert mean == pytest.approx(width * float(p @ support), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.equation("VAE-1")
 def test_a_level_that_is_certain_is_its_own_mean():
     likelihood = lk.Categorical(5)
     h = np.where(np.eye(5) > 0.0, 0.0, -1e4)

@@ -24,6 +24,7 @@ def point(seed, n, d, pair):
     return x0, eps, q_sample(x0, eps, now)[0], now, before
 
 
+@pytest.mark.equation("DDPM-11")
 @pytest.mark.equation("DDPM-14")
 @every_affine
 @given(seeds(), sizes(3), transitions())

@@ -69,6 +69,7 @@ def test_trunk_and_head_have_noise_of_their_own():
     assert len(set(trunk.paths + head.paths)) == 2
 
 
+@pytest.mark.equation("NET-3")
 def test_predictions_are_the_largest_logits():
     model = Classifier(lambda x: (x, lambda d: d), lambda x: (x, lambda d: d))
     np.testing.assert_array_equal(model.predict(np.eye(3)[LABELS]), LABELS)

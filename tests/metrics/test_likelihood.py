@@ -19,6 +19,8 @@ def bounds(x, batch, monkeypatch, samples=8):
     return likelihood.vae_bounds(vae, x, Stream(5, NUMPY), latent=3, samples=samples)
 
 
+@pytest.mark.equation("VAE-6")
+@pytest.mark.equation("ELBO-2")
 def test_an_example_is_measured_alike_in_every_batch(monkeypatch):
     x = (normals(0, 150, 4) > 0.0) * 1.0
     whole, pieces = bounds(x, 1000, monkeypatch), bounds(x, 64, monkeypatch)
@@ -26,6 +28,23 @@ def test_an_example_is_measured_alike_in_every_batch(monkeypatch):
         np.testing.assert_allclose(whole[name], pieces[name], rtol=1e-12)
     some = bounds(x[:70], 64, monkeypatch)
     np.testing.assert_allclose(some["kl"], whole["kl"][:70], rtol=1e-12)
+
+
+@pytest.mark.equation("VAE-6")
+@pytest.mark.equation("ELBO-2")
+def test_samples_in_chunks_are_the_samples_together(monkeypatch):
+    """Seven samples, at most three at a time, against the loss and the weights of all at once."""
+    x = (normals(0, 20, 4) > 0.0) * 1.0
+    vae, stream = Vae(mlp([4, 6, 6]), mlp([3, 6, 4]), Bernoulli()), Stream(5, NUMPY)
+    bound(vae)
+    monkeypatch.setattr(likelihood, "CHUNK", 3)
+    found = likelihood.vae_bounds(vae, x, stream, latent=3, samples=7)
+    eps = np.stack([stream.from_row(0).at(s).normal((20, 3)) for s in range(7)])
+    (reconstruction, kl), _ = vae.loss(x, eps)
+    np.testing.assert_allclose(found["reconstruction"], reconstruction, rtol=1e-12)
+    np.testing.assert_allclose(found["kl"], kl, rtol=1e-12)
+    tight = np.log(np.exp(vae.log_weights(x, eps)).mean(axis=0))
+    np.testing.assert_allclose(found["importance_weighted"], -tight, rtol=1e-10)
 
 
 @pytest.mark.equation("ELBO-2")

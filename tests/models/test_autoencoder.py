@@ -1,5 +1,7 @@
 """models/autoencoder.py: gradients, and the linear case against principal components."""
 
+from math import log, pi
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import sigmoid
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
+from scratchgen.maths.likelihoods import FixedNormal
 from scratchgen.models.autoencoder import Autoencoder, principal_components
 from scratchgen.nets.mlp import mlp
 from scratchgen.testing import oracle
@@ -45,6 +48,29 @@ def test_gradients(seed, n, k):
     oracle.check_accumulation(params, net.loss, x)
     gap = net.reconstruct(x) - x
     np.testing.assert_allclose(net.loss(x)[0][0], (gap**2).sum(axis=-1), rtol=1e-12)
+
+
+@pytest.mark.equation("VAE-7")
+@given(seeds(), sizes())
+def test_the_loss_is_a_normal_cost_of_variance_one_half(seed, n):
+    """‖x - x̂‖² = -log N(x; x̂, ½ I) - (D/2) log π, and so are their gradients."""
+    net = Autoencoder(mlp([4, 5]), mlp([5, 4]))
+    params, x = bound(net, seed), normals(seed, n, 4)
+
+    def normal_cost(v):
+        h, encoder_pullback = net.encoder(v)
+        x_hat, decoder_pullback = net.decoder(h)
+        nll, pullback = FixedNormal(0.5).nll(v, x_hat)
+        return nll.sum(axis=-1), lambda d: encoder_pullback(decoder_pullback(pullback(d[:, None])))
+
+    found = []
+    for loss in (lambda v: (net.loss(v)[0][0], net.loss(v)[1]), normal_cost):
+        value, pullback = loss(x)
+        with params.gradient_into(np.zeros_like(params.theta)) as gradient:
+            pullback(np.arange(n) + 1.0)
+        found.append((value, gradient))
+    np.testing.assert_allclose(found[0][0], found[1][0] - 2.0 * log(pi), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-10, atol=1e-12)
 
 
 def test_encoder_and_decoder_have_noise_of_their_own():

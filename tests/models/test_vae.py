@@ -81,6 +81,7 @@ def repeated(world, vae, seed):
     return draw
 
 
+@pytest.mark.equation("VAE-6")
 @pytest.mark.equation("VAE-8")
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda p: type(p).__name__)
 @given(seeds(), sizes(3), sizes(3), sizes(3))
@@ -98,6 +99,7 @@ def test_gradients_of_both_nets(likelihood, seed, n, samples, k):
     oracle.check_gradient(params, vae.loss, x, normals(seed + 1, samples, n, k))
 
 
+@pytest.mark.equation("VAE-1")
 @pytest.mark.equation("VAE-4")
 def test_gradients_through_dropout_use_the_masks_of_the_forward_pass():
     vae = Vae(mlp([4, 6, 4], dropout=0.5), mlp([2, 6, 4], dropout=0.5), lk.Bernoulli())
@@ -120,6 +122,8 @@ def test_elbo_plus_gap_is_the_evidence(seed, logvar):
     assert_mean(repeated(world, vae, seed), lower, resolution=1e-8 * size)
 
 
+@pytest.mark.equation("VAE-3")
+@pytest.mark.equation("ELBO-2")
 @pytest.mark.equation("ELBO-4")
 @given(seeds())
 def test_at_the_exact_posterior_every_weight_is_the_evidence(seed):
@@ -147,6 +151,8 @@ def test_more_importance_samples_tighten_the_bound_towards_the_evidence():
     assert world.log_evidence - found[-1][0] < 0.02 * (world.log_evidence - found[0][0])
 
 
+@pytest.mark.equation("VAE-8")
+@pytest.mark.equation("VAE-1")
 @pytest.mark.equation("VAE-6")
 @given(seeds(), st.integers(2, 4), sizes(3))
 def test_several_samples_are_averaged(seed, samples, n):
@@ -221,6 +227,7 @@ def test_generated_data_have_the_covariance_of_the_model():
         assert_mean(squares, value, resolution=0.03 * value)
 
 
+@pytest.mark.equation("VAE-2")
 @pytest.mark.equation("VAE-9")
 @given(seeds())
 def test_reconstruction_decodes_the_posterior_mean(seed):
@@ -258,12 +265,26 @@ def test_noise_needs_an_axis_for_its_samples():
         vae.loss(normals(0, 5, 4), normals(1, 5, 2))
 
 
+@pytest.mark.equation("VAE-1")
 @pytest.mark.equation("VAE-9")
 @given(seeds(), st.floats(0.0, 2.0))
 def test_temperature_scales_the_latent_only(seed, temperature):
     world = World(seed)
     vae, eps = world.vae(world.mean, np.zeros(2)), normals(seed, 4, 2)
     np.testing.assert_allclose(vae.sample(eps, temperature), temperature * eps @ world.w + world.b)
+
+
+@pytest.mark.equation("VAE-10")
+@pytest.mark.equation("VAE-5")
+@given(seeds(), sizes())
+def test_the_rate_is_the_sum_over_latent_dimensions(seed, n):
+    vae = Vae(mlp([4, 6]), mlp([3, 4]), lk.Bernoulli())
+    bound(vae, seed)
+    x = (normals(seed, n, 4) > 0.0) * 1.0
+    rates = vae.kl_per_dimension(x)
+    assert rates.shape == (n, 3)
+    (_, kl), _ = vae.loss(x, normals(seed + 1, 1, n, 3))
+    np.testing.assert_allclose(rates.sum(axis=-1), kl, rtol=1e-12)
 
 
 @pytest.mark.equation("VAE-10")

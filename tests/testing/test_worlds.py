@@ -17,7 +17,7 @@ from scratchgen.models.vae import Vae
 from scratchgen.nets.mlp import mlp
 from scratchgen.testing import worlds
 from scratchgen.testing.monte_carlo import assert_mean
-from scratchgen.testing.strategies import noise_levels, seeds, sizes
+from scratchgen.testing.strategies import noise_levels, seeds, sizes, transitions
 from scratchgen.testing.worlds import (
     Discrete,
     GaussianDiffusion,
@@ -86,6 +86,7 @@ def test_the_bound_is_tight_at_the_posterior_and_nowhere_else(seed, states, valu
         assert np.all(world.elbo(other)[away] < evidence[away] - 1e-9)
 
 
+@pytest.mark.equation("VAE-1")
 @pytest.mark.equation("ELBO-1")
 @given(seeds(), sizes(3), sizes(3))
 def test_evidence_and_posterior_of_the_linear_world_by_conditioning(seed, k, d):
@@ -100,6 +101,7 @@ def test_evidence_and_posterior_of_the_linear_world_by_conditioning(seed, k, d):
     np.testing.assert_allclose(world.evidence.log_prob(x), marginal.log_prob(x), rtol=1e-9)
 
 
+@pytest.mark.equation("VAE-7")
 @pytest.mark.equation("ELBO-1")
 @pytest.mark.equation("ELBO-5")
 @given(seeds(), st.integers(1, 2), sizes(3))
@@ -122,6 +124,7 @@ def test_linear_world_by_quadrature(seed, k, d):
     assert quadrature.reconstruction(*at) == pytest.approx(world.reconstruction(x, q), rel=1e-8)
 
 
+@pytest.mark.equation("VAE-3")
 @pytest.mark.equation("ELBO-3")
 @pytest.mark.equation("ELBO-5")
 @given(seeds(), sizes(3), sizes(3))
@@ -179,6 +182,7 @@ def test_chain_rule(seed, nodes):
     model, v = network(seed, nodes), normals(seed + 3, 4, nodes)
     want = model.joint.log_prob(v)
     np.testing.assert_allclose(model.log_prob(v), want, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(model.log_prob(v[:, None])[:, 0], want, rtol=1e-7, atol=1e-7)
     law = normal_law(seed, nodes)
     cut = worlds.factorised(law, [range(i) for i in range(nodes)])
     np.testing.assert_allclose(cut.log_prob(v), law.log_prob(v), rtol=1e-6, atol=1e-6)
@@ -285,6 +289,8 @@ def _water(e, rate):
     return high
 
 
+@pytest.mark.equation("DDPM-4")
+@pytest.mark.equation("VDM-5")
 @pytest.mark.equation("SCORE-1")
 @pytest.mark.equation("SCORE-3")
 @pytest.mark.equation("SCORE-4")
@@ -309,6 +315,7 @@ def test_the_gaussian_world_by_conditioning(seed, d, level):
         np.testing.assert_allclose(world.score(x, at)[0, j], marginal.score(x[0, j : j + 1])[0])
 
 
+@pytest.mark.equation("DDPM-17")
 @pytest.mark.equation("DDPM-7")
 @given(seeds(), noise_levels(5), st.floats(0.2, 4.0))
 def test_exact_reverse_kernels_lead_back_from_the_marginal(seed, levels, variance):
@@ -321,6 +328,24 @@ def test_exact_reverse_kernels_lead_back_from_the_marginal(seed, levels, varianc
         mean, spread = step(mean), gain**2 * spread + added
     np.testing.assert_allclose(mean, world.mean, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(spread, world.variances, rtol=1e-8)
+
+
+@pytest.mark.equation("DDPM-7")
+@pytest.mark.equation("DDPM-17")
+@given(seeds(), transitions(), st.floats(0.2, 4.0))
+def test_the_exact_reverse_step_is_bayes_rule(seed, pair, variance):
+    """q(x_s | x_t) from the joint of the two latents."""
+    now, before = (float(level[0]) for level in pair)
+    world, x = GaussianDiffusion(normals(seed, 1), np.asarray([variance])), normals(seed + 1, 3, 1)
+    means, spreads = zip(*(world.marginal(level) for level in (before, now)), strict=True)
+    cross = np.exp(0.5 * (now - before)) * spreads[0][0]
+    covariance = np.asarray([[spreads[0][0], cross], [cross, spreads[1][0]]])
+    law = Gaussian(np.concatenate(means), covariance)
+    step, added = world.reverse(now, before)
+    for value in x:
+        exact = law.conditional([1], value)
+        np.testing.assert_allclose(step(value), exact.mean, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(added, exact.covariance[0], rtol=1e-6, atol=1e-9)
 
 
 def test_samples_of_the_gaussian_world_have_the_measured_variances():
@@ -356,6 +381,9 @@ ONE = Mixture(NUMPY, [1.0], [[0.4]], [[[0.7]]])
 TWO = Mixture(NUMPY, [0.3, 0.7], [[-1.0], [0.8]], [[[0.04]], [[0.09]]])
 
 
+@pytest.mark.equation("DDPM-17")
+@pytest.mark.equation("DDPM-8")
+@pytest.mark.equation("SCORE-1")
 @pytest.mark.equation("SCORE-3")
 @pytest.mark.equation("SCORE-4")
 @given(st.floats(-6.0, -0.05))
