@@ -88,8 +88,13 @@ def assert_mean(
     Nothing is decided before n is large enough for the sample's skewness and kurtosis (the next
     terms of Cramér's expansion of the tail). Samples that are all equal, but for rounding, prove
     nothing by themselves, since a rare value may be unseen; they pass only under a known bound on
-    |X - expected|, by P(unseen) = (1 - p)^n. Samples whose variance the controls remove entirely
-    are taken as exact.
+    |X - expected|, by P(unseen) = (1 - p)^n.
+
+    Samples whose variance the controls remove entirely are taken as exact: each is a constant plus
+    a combination of controls of mean 0, and the constant is compared with `expected`. Such a check
+    is an identity on the samples drawn, and no probability bounds what they do not show: a rare
+    value that none of them takes stays unseen. It is recorded with alpha all the same, for the
+    budget is set before the samples are seen.
 
     The guarantees hold up to these corrections of the normal approximation, that is, not for
     values so rare that a sample holds none or only a handful of them.
@@ -109,12 +114,13 @@ def assert_mean(
     Raises:
         MonteCarloFailure: the means provably differ.
         Underpowered: nothing was proved within `most` samples.
-        ValueError: the resolution is not positive, or `first` exceeds `most`.
+        ValueError: the resolution is not positive, `first` exceeds `most`, or a draw has not the
+            shape above.
 
     Source: [Berger 1996]
     """
     for n, look, share in _looks(resolution, alpha, first, growth, most):
-        sample = _estimate(draw(n, look))
+        sample = _estimate(_counted(draw(n, look), n))
         z = normal_quantile(share)
         rounding = 1e-13 * max(1.0, abs(expected), abs(sample.mean))
         half_width, distance = z * sample.error + rounding, abs(sample.mean - expected)
@@ -171,12 +177,13 @@ def assert_law(
     Raises:
         MonteCarloFailure: the values are provably not uniform.
         Underpowered: nothing was proved within `most` samples.
-        ValueError: the resolution is not positive, or `first` exceeds `most`.
+        ValueError: the resolution is not positive, `first` exceeds `most`, or a draw has not the
+            shape above.
 
     Source: [Massart 1990]
     """
     for n, look, share in _looks(resolution, alpha, first, growth, most):
-        values = np.sort(draw(n, look))
+        values = np.sort(_counted(draw(n, look), n))
         steps = np.arange(n + 1) / n
         distance = float(max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
         half_width = sqrt(log(2.0 / share) / (2.0 * n))
@@ -205,6 +212,21 @@ def _looks(
     while n <= most:
         yield n, look, alpha * 0.5 ** (look + 1)
         n, look = n * growth, look + 1
+
+
+def _counted(drawn, n: int):
+    """What was drawn, if it is n samples: one number each, and one row of controls where there are.
+
+    Raises:
+        ValueError: it is not.
+    """
+    values, *controls = map(np.shape, drawn if isinstance(drawn, tuple) else (drawn,))
+    if values != (n,) or any(len(shape) != 2 or shape[0] != n for shape in controls):
+        raise ValueError(
+            f"a draw of {n} samples must have shape ({n},), and its controls ({n}, c), got "
+            + " and ".join(map(str, (values, *controls)))
+        )
+    return drawn
 
 
 def _registered(check: Check) -> Check:

@@ -336,7 +336,7 @@ def test_ties_are_decided_for_the_claim(monkeypatch):
     monkeypatch.setattr(monte_carlo, "_estimate", lambda drawn: moments)
     monkeypatch.setattr(monte_carlo, "normal_quantile", lambda share: 2.0)  # asks for 2⁴·12/12
     h = 2.0 * 0.125 + 1e-13
-    assert assert_mean(lambda n, look: None, h, resolution=2.0 * h, first=16, most=16).looks == 1
+    assert assert_mean(exactly(0.0), h, resolution=2.0 * h, first=16, most=16).looks == 1
     alpha = 4.0 * np.exp(-2.0)
     assert sqrt(log(4.0 / alpha) / 2.0) == 1.0  # h of one sample
     assert assert_law(lambda n, look: np.zeros(n), 2.0, alpha, first=1, most=1).looks == 1
@@ -379,6 +379,36 @@ def test_controls_leave_no_variance_in_a_quadratic():
     assert check.samples == 4096
     with pytest.raises(MonteCarloFailure):
         assert_mean(draw, 5.0 * (1.0 + 1e-9), resolution=1e-10)
+
+
+def test_what_the_controls_explain_entirely_is_an_identity_on_the_samples_drawn():
+    """A value of 1e6 once in a million moves the mean by 1, and no sample of 4,096 shows it."""
+
+    def draw(rate, n, look):
+        eps = noise(0, look, n)
+        return eps + 1e6 * (noise_uniform(0, look, n) < rate), eps[:, None]
+
+    unseen = assert_mean(partial(draw, 1e-6), 0.0, resolution=1e-9)
+    assert (unseen.samples, unseen.alpha) == (4096, 1e-9)  # the budget knows no exact samples
+    with pytest.raises(MonteCarloFailure):
+        assert_mean(partial(draw, 1e-6), 1.0, resolution=1e-9)
+    with pytest.raises(Underpowered):  # once one sample shows it, it is variance like any other
+        assert_mean(partial(draw, 1e-3), 1e3, resolution=1e-9, most=20_000)
+
+
+@pytest.mark.parametrize("check", [assert_law, partial(assert_mean, expected=0.0, spread=1.0)])
+@pytest.mark.parametrize("shape", [(2,), (4095,), (4097,), (4096, 1), (1, 4096), ()])
+def test_the_samples_asked_for_are_the_samples_that_count(check, shape):
+    with pytest.raises(ValueError, match="must have shape .4096,., and its controls") as refusal:
+        check(lambda n, look: np.zeros(shape), resolution=0.05)
+    assert str(refusal.value).endswith(f"got {shape}")
+
+
+@pytest.mark.parametrize("shape", [(4095, 1), (4096,), (4096, 1, 1), (1, 4096), ()])
+def test_every_sample_has_its_own_row_of_controls(shape):
+    with pytest.raises(ValueError, match=r"4096, c") as refusal:
+        assert_mean(lambda n, look: (noise(8, look, n), np.ones(shape)), 0.0, resolution=0.05)
+    assert str(refusal.value).endswith(f"got (4096,) and {shape}")
 
 
 def test_only_passed_checks_are_registered():
