@@ -241,11 +241,11 @@ def test_the_joint_of_a_hierarchy_depends_on_its_arrows():
 
 @pytest.mark.equation("ERR-16")
 def test_the_last_latent_remembers_the_one_before():
-    def steps_compose_to_the_kernel(f):
+    def a_step_keeps_most_of_the_latent(f):
         root_alpha, beta = f(HO[[1000]], HO[[999]])
         close([root_alpha[0], beta[0]], [0.98995, 0.02], rel=1e-5)
 
-    only_ours_obeys("ERR-16", steps_compose_to_the_kernel)
+    only_ours_obeys("ERR-16", a_step_keeps_most_of_the_latent)
     signal, variance = kernel(HO[[1000]])  # the marginal is what is nearly N(0, I)
     assert 0.5 * float(signal[0] ** 2 - signal[0] ** 2 - np.log(variance[0])) < 1e-4
 

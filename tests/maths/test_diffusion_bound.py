@@ -26,7 +26,7 @@ from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import noise_levels, reals, seeds, sizes, transitions
 from scratchgen.testing.worlds import GaussianDiffusion, LinearNetwork, MixtureDiffusion
 
-from support import NUMPY, host, normals, on_every_backend, tolerance
+from support import NUMPY, host, noise, normals, on_every_backend, tolerance
 
 LEVELS = np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray([0.1, 0.3, 0.6])))])
 
@@ -181,20 +181,44 @@ def test_weights_of_the_linear_schedule():
 @pytest.mark.equation("DDPM-13")
 @given(seeds(), st.floats(0.2, 4.0), st.floats(-6.0, -0.05))
 def test_the_simple_loss_of_the_perfect_net_is_its_known_error(seed, variance, level):
-    """E‖ε - ε*‖² = ᾱ s²/V_t; the second moment 3 (ᾱ s²/V_t)² makes it a squared normal."""
+    """E‖ε - ε*‖² = m = ᾱ s²/V_t, and E‖ε - ε*‖⁴ = 3m²: the square of a normal number."""
     world = GaussianDiffusion(np.asarray([0.5]), np.asarray([variance]))
 
     def losses(n, look):
-        noise = Stream(seed, NUMPY).at(look).normal((2, n, 1))
-        x0 = world.mean + np.sqrt(world.variances) * noise[0]
-        x_t, _ = q_sample(x0, noise[1], np.full(n, level))
+        draws = noise(seed, look, 2, n, 1)
+        x0 = world.mean + np.sqrt(world.variances) * draws[0]
+        x_t, _ = q_sample(x0, draws[1], np.full(n, level))
         prediction = world.epsilon(x_t, np.full(n, level))
-        return b.squared_error(noise[1], prediction)[0], controls_of(noise[:, :, 0])
+        return b.squared_error(draws[1], prediction)[0], controls_of(draws[:, :, 0])
 
     want = float(world.epsilon_error(level)[0])
     assert_mean(lambda n, look: losses(n, look)[0], want, resolution=0.05 * want)
     assert_mean(losses, want, resolution=1e-9)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)  # exact for the square of the loss
+    x0, eps = np.meshgrid(world.mean[0] + np.sqrt(world.variances[0]) * nodes, nodes)
+    at = np.full(25, level)
+    x_t, _ = q_sample(x0.reshape(-1, 1), eps.reshape(-1, 1), at)
+    loss, _ = b.squared_error(eps.reshape(-1, 1), world.epsilon(x_t, at))
+    both = np.outer(weights, weights).ravel() / weights.sum() ** 2
+    assert both @ loss == pytest.approx(want, rel=1e-9)
+    assert both @ loss**2 == pytest.approx(3.0 * want**2, rel=1e-9)
     oracle.check_pullback(partial(b.squared_error, normals(seed, 3, 2)), normals(seed + 1, 3, 2))
+
+
+@pytest.mark.equation("DDPM-13")
+@given(seeds(), st.floats(0.2, 4.0), noise_levels(5))
+def test_the_simple_loss_weighs_every_step_alike(seed, variance, levels):
+    """With t uniform on 1..T, t = 1 among them, its mean is the average of the T errors."""
+    world, steps = GaussianDiffusion(np.zeros(1), np.asarray([variance])), len(levels) - 1
+
+    def losses(n, look):
+        draws = noise(seed, look, 2, n, 1)
+        t = 1 + (np.arange(n) * steps) // n  # each step equally often
+        x_t, _ = q_sample(np.sqrt(world.variances) * draws[0], draws[1], levels[t])
+        return b.squared_error(draws[1], world.epsilon(x_t, levels[t]))[0]
+
+    want = float(world.epsilon_error(levels[1:]).mean())
+    assert_mean(losses, want, resolution=0.05 * want)
 
 
 @pytest.mark.equation("DDPM-17")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scratchgen.core.streams import Stream
 from scratchgen.maths import forward_process as f
+from scratchgen.maths.diffusion_bound import prior_kl
 from scratchgen.maths.gaussian import Gaussian
 from scratchgen.testing import oracle
 from scratchgen.testing.monte_carlo import assert_mean
@@ -345,12 +346,32 @@ def test_shifted_steps_are_the_printed_ones_and_lead_to_the_marginal(seed, level
         np.testing.assert_allclose(x, np.exp(0.5 * now) * x0 + hint, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.equation("DVAE-6")
+@given(seeds(), noise_levels(6))
+def test_shifted_steps_add_the_variance_of_the_plain_ones(seed, levels):
+    """With noise: x_t = (mean of the step) + √β_t ε, for t = 1 and for t ≥ 2."""
+    hint, noise = normals(seed, 1, 3), normals(seed + 1, len(levels) - 1, 1, 3)
+    shift = f.Shifted(hint)
+    path = f.q_chain(normals(seed + 2, 1, 3), noise, levels[:, None])
+    x = [shift.shifted(path[t], levels[[t]]) for t in range(len(levels))]
+    for t in range(1, len(levels)):
+        alpha = np.exp(levels[t] - levels[t - 1])
+        mean = np.sqrt(alpha) * x[t - 1] + (1.0 if t == 1 else 1.0 - np.sqrt(alpha)) * hint
+        np.testing.assert_allclose(x[t] - mean, np.sqrt(1.0 - alpha) * noise[t - 1], atol=1e-9)
+
+
 @pytest.mark.equation("DVAE-8")
 @given(seeds(), noise_levels(4))
 def test_the_shifted_base_is_centred_at_the_condition(seed, levels):
-    eps, hint = normals(seed, 2, 3), normals(seed + 1, 2, 3)
-    last = np.full(2, levels[-1])
-    np.testing.assert_allclose(f.Shifted(hint).shifted(eps, last), hint + eps)
+    """q(x_T | x_0, x̂) is as far from N(x̂, I) as the plain q(x_T | x_0) from N(0, I): L_T."""
+    x0, eps, hint = normals(seed, 3, 1, 3)
+    last, shift = levels[[-1]], f.Shifted(hint)
+    np.testing.assert_allclose(shift.shifted(eps, last), hint + eps)
+    mean = shift.shifted(f.q_sample(x0, 0.0 * eps, last)[0], last)
+    law = Gaussian(mean[0], -np.expm1(last) * np.eye(3))
+    want = prior_kl(x0, last)[0][0]
+    got = law.kl(Gaussian(shift.shifted(0.0 * eps, last)[0], np.eye(3)))
+    assert got == pytest.approx(float(want), rel=1e-7, abs=1e-9)
 
 
 @pytest.mark.equation("TRAP-6")

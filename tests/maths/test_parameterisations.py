@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from scratchgen.core.numerics import level_centres
 from scratchgen.maths import parameterisations as p
-from scratchgen.maths.forward_process import Shifted, log_snr, posterior, q_posterior, q_sample
+from scratchgen.maths.forward_process import (
+    Shifted,
+    ddim_step,
+    log_snr,
+    posterior,
+    q_posterior,
+    q_sample,
+)
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes, transitions
 
@@ -133,6 +140,13 @@ def test_the_shifted_reverse_mean_is_the_printed_one(seed, pair):
     np.testing.assert_allclose(clean, want, rtol=1e-8, atol=1e-9)
     last = shift.shifted(p.reverse_mean(u, guess, now, 0.0 * now), 0.0 * now)
     np.testing.assert_allclose(last, clean, rtol=1e-8, atol=1e-9)  # t = 1: no x̂ is added
+    z, variance = normals(seed + 4, 2, 3), -0.3 * np.expm1(before)  # DDIM, to s ≥ 1 and to s = 0
+    kept, signal = np.sqrt(-0.7 * np.expm1(before))[:, None], np.exp(0.5 * before)[:, None]
+    want = hint + signal * clean + kept * guess + np.sqrt(variance)[:, None] * z
+    got = shift.shifted(ddim_step(clean, guess, z, variance, before), before)
+    np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9)
+    got = shift.shifted(ddim_step(clean, guess, z, 0.0 * now, 0.0 * now), 0.0 * now)
+    np.testing.assert_allclose(got, clean, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.equation("DDPM-14")
