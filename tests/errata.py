@@ -1,6 +1,6 @@
-"""The formulas as the sources misprint them, each beside the function of ours that has it right.
+"""What the sources misprint, and traps beside it: each next to our function that has it right.
 
-A printed form has the signature of the function whose place it takes, so one law can be put to
+A wrong form has the signature of the function whose place it takes, so one law can be put to
 both: ours must hold it, the printed one must not. The planted faults use the same table.
 """
 
@@ -13,6 +13,7 @@ import pytest
 
 from scratchgen.core.arrays import example_sum
 from scratchgen.core.numerics import expm1_minus
+from scratchgen.maths.distributions import normal_kl
 from scratchgen.maths.forward_process import kernel, log_snr, posterior, step_log_density
 from scratchgen.models.vae import Vae
 from scratchgen.testing import worlds
@@ -22,6 +23,10 @@ from scratchgen.testing.worlds import GaussianDiffusion, LinearGaussian, LinearN
 _transition_kl = import_module("scratchgen.maths.diffusion_bound").transition_kl
 _base_log_density = import_module("scratchgen.maths.diffusion_bound").base_log_density
 _reverse_log_density = import_module("scratchgen.maths.diffusion_bound").reverse_log_density
+_consistency_split = import_module("scratchgen.maths.diffusion_bound").consistency_split
+_optimal_variance = import_module("scratchgen.maths.diffusion_bound").optimal_variance
+_ddim_step = import_module("scratchgen.maths.forward_process").ddim_step
+_bound = GaussianDiffusion.bound
 _vae_loss, _elbo, _factorised = Vae.loss, LinearGaussian.elbo, worlds.factorised
 _posterior, _kernel = posterior, kernel
 
@@ -288,3 +293,55 @@ def sum_for_average(self, x, eps, stream=None):
 def scaled_but_not_shifted(mean, logvar, eps):
     """ "Scaling" alone: z = σ ε."""
     return np.exp(0.5 * logvar) * eps + 0.0 * mean, None
+
+
+@printed("TRAP-1", "maths.diffusion_bound:consistency_split")
+def divergences_in_the_middle(path, reverse, levels):
+    """-Σ E KL(q(x_t | x_{t-1}) ‖ p_θ(x_t | x_{t+1})), as if x_t forgot x_{t+1}."""
+    first, last, _ = _consistency_split(path, reverse, levels)
+    middle = 0.0 * first
+    for t in range(1, len(path) - 1):
+        root_alpha, beta = _kernel(levels[t], levels[t - 1])
+        mean = root_alpha[:, None] * path[t - 1]
+        logvar = np.log(beta)[:, None]
+        middle = middle + example_sum(normal_kl(mean, logvar, *reverse(path[t + 1], t + 1))[0])
+    return first, last, middle
+
+
+@printed("TRAP-2", "maths.schedules:Schedule.one_minus_alpha_bar")
+def product_of_the_steps(self):
+    """1-ᾱ_t as Π β_s."""
+    return np.cumprod(np.concatenate([[1.0], self.beta[1:]]))
+
+
+@printed("TRAP-3", "maths.forward_process:ddim_step")
+def alpha_of_one_step(x0, eps, noise, variance, before):
+    """The paper's α read as 1-β of a step, which is no function of the level alone: here √ᾱ."""
+    return _ddim_step(x0, eps, noise, variance, 0.5 * before)
+
+
+@printed("TRAP-6", "maths.forward_process:Shifted.shifted")
+def base_at_the_origin(self, u, level):
+    """The base N(0, I), and every step after it, without the condition."""
+    return u
+
+
+@printed("TRAP-8", "maths.forward_process:posterior")
+def variance_that_has_a_logarithm(now, before):
+    """Something in the place of β̃_1 = 0."""
+    c0, c, variance = _posterior(now, before)
+    return c0, c, np.where(variance > 0.0, variance, 0.5 * _kernel(now, before)[1])
+
+
+@printed("TRAP-9", "maths.diffusion_bound:optimal_variance")
+def between_the_usual_two(error, now, before, dims):
+    """Clipped to [β̃, β], where only data of variance at most 1 surely have it."""
+    least, most = _posterior(now, before)[2], _kernel(now, before)[1]
+    return np.clip(_optimal_variance(error, now, before, dims), least, most)
+
+
+@printed("TRAP-10", "testing.worlds:GaussianDiffusion.bound")
+def as_tight_as_its_samples_are_good(self, levels, variances):
+    """The bound of the best variance, whatever the variance is."""
+    pairs = zip(levels[1:], levels[:-1], strict=True)
+    return _bound(self, levels, np.stack([self.reverse(*pair)[1] for pair in pairs]))

@@ -11,6 +11,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.maths import forward_process as f
 from scratchgen.maths.diffusion_bound import prior_kl
 from scratchgen.maths.gaussian import Gaussian
+from scratchgen.maths.schedules import Schedule
 from scratchgen.testing import oracle
 from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import noise_levels, reals, seeds, sizes, transitions
@@ -269,9 +270,11 @@ def test_the_variance_of_a_chain_is_not_the_product_of_its_steps():
     beta = np.linspace(0.05, 0.5, 10)
     _, variance = f.kernel(np.asarray([np.log1p(-beta).sum()]))
     assert variance[0] == pytest.approx(0.967, abs=1e-3)
+    assert Schedule(beta).one_minus_alpha_bar[-1] == pytest.approx(variance[0], rel=1e-14)
     assert np.prod(beta) < 1e-6
 
 
+@pytest.mark.equation("TRAP-3")
 @given(seeds(), transitions(), st.floats(0.0, 1.0))
 def test_a_ddim_step_keeps_the_marginal_and_holds_the_posterior(seed, pair, share):
     """The coefficients of ε and z have squares of sum 1-ᾱ_s; at σ² = β̃ it is q(x_s | x_t, x_0)."""
