@@ -48,4 +48,4 @@ class Classifier(Module):
     def predict(self, x):
         """The most probable label: x (N, ...) -> (N,) int64."""
         logits = self.head(self.trunk(x)[0])[0]
-        return namespace(logits).argmax(logits, axis=-1)
+        return namespace(logits).argmax(logits, axis=1)

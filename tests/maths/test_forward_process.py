@@ -36,6 +36,16 @@ def steps_of(levels):
 
 
 @pytest.mark.equation("DDPM-1")
+@pytest.mark.equation("DDPM-3")
+@pytest.mark.equation("VDM-2")
+def test_no_step_changes_nothing():
+    """Its β is a positive zero, so that what divides by it is +∞."""
+    for kernel in (f.kernel(np.zeros(1)), f.kernel(np.full(1, -0.7), np.full(1, -0.7))):
+        np.testing.assert_array_equal(kernel, [[1.0], [0.0]])
+        assert not np.signbit(kernel[1][0])
+
+
+@pytest.mark.equation("DDPM-1")
 @pytest.mark.equation("VDM-2")
 @given(st.floats(1e-6, 0.999), st.floats(-20.0, 0.0))
 def test_a_step_shrinks_by_the_root_of_alpha_and_adds_beta(beta, before):
