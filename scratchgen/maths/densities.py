@@ -7,10 +7,11 @@ away. Log-densities are in nats.
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from math import exp, expm1, inf, nan
+from math import exp, expm1, inf
 
-from scratchgen.core.arrays import Backend, full_like, namespace, rows
+from scratchgen.core.arrays import Backend, namespace, rows
 from scratchgen.core.numerics import LOG_2PI, logsumexp
+from scratchgen.maths.gaussian import cholesky
 
 BLOCK = 1 << 21  # numbers worked on at a time, so that memory does not grow with rows × components
 
@@ -45,13 +46,13 @@ class Mixture(Density):
 
     Args:
         backend: where its arrays are born.
-        weights: (K,), non-negative; only their ratios matter.
+        weights: (K,), finite and non-negative; only their ratios matter.
         means: (K, D).
         covariances: (K, D, D), symmetric and positive definite.
 
     Raises:
-        ValueError: shapes that do not fit, a weight that is negative, no weight that is positive,
-            or a covariance that is not symmetric and positive definite.
+        ValueError: shapes that do not fit, a weight that is negative or infinite, no weight that
+            is positive, or a covariance that is not symmetric and positive definite.
     """
 
     def __init__(self, backend: Backend, weights, means, covariances):
@@ -62,11 +63,11 @@ class Mixture(Density):
                 f"{w.shape}, {m.shape} and {s.shape}"
             )
         xp, total = backend.xp, backend.xp.sum(w)
-        if not (bool(xp.all(w >= 0.0)) and float(total) > 0.0):
-            raise ValueError(f"weights must not be negative, nor all of them 0, got {w}")
+        if not (bool(xp.all(w >= 0.0)) and 0.0 < float(total) < inf):
+            raise ValueError(f"weights must not be negative, infinite, nor all of them 0, got {w}")
         self.backend, self.dims = backend, m.shape[1]
         self.weights, self.means, self.covariances = w / total, m, s
-        self._scale = _cholesky(s)
+        self._scale = cholesky(s)
         self._whitening = xp.linalg.inv(self._scale)
         present = w > 0.0
         log_weights = xp.where(present, xp.log(xp.where(present, self.weights, xp.max(w))), -inf)
@@ -256,19 +257,6 @@ def signal_and_variance(level: float) -> tuple[float, float]:
     if not level <= 0.0:
         raise ValueError(f"a noise level is log ᾱ and at most 0, got {level}")
     return exp(0.5 * level), -expm1(level)
-
-
-def _cholesky(s):
-    """The lower factors of covariances (K, D, D)."""
-    xp = namespace(s)
-    asymmetry, size = xp.max(xp.abs(s - xp.matrix_transpose(s))), xp.max(xp.abs(s))
-    try:
-        factor = xp.linalg.cholesky(s)
-    except ValueError:  # NumPy's LinAlgError is one; CuPy gives NaN
-        factor = full_like(s, nan)
-    if not (bool(xp.all(xp.isfinite(factor))) and float(asymmetry) <= 1e-5 * float(size)):
-        raise ValueError(f"covariances must be symmetric and positive definite, got {s}")
-    return factor
 
 
 def softmax(a):

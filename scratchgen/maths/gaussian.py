@@ -6,8 +6,9 @@ Values only: these are the truths that models are compared with, not parts of a 
 """
 
 from collections.abc import Sequence
+from math import nan
 
-from scratchgen.core.arrays import namespace, rows
+from scratchgen.core.arrays import full_like, namespace, rows
 from scratchgen.core.numerics import LOG_2PI
 
 
@@ -19,7 +20,7 @@ class Gaussian:
         covariance: (D, D), symmetric and positive definite.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or the covariance is not symmetric and positive definite.
 
     Source: [Bishop 2006]
     """
@@ -30,7 +31,7 @@ class Gaussian:
                 f"need mean (D,) and covariance (D, D), got {mean.shape} and {covariance.shape}"
             )
         self.mean, self.covariance = mean, covariance
-        self.factor = namespace(covariance).linalg.cholesky(covariance)  # covariance = L Lᵀ
+        self.factor = cholesky(covariance)  # covariance = L Lᵀ
 
     @property
     def dims(self) -> int:
@@ -52,7 +53,7 @@ class Gaussian:
         Returns:
             (...), nats.
 
-        Source: VAE-7, ELBO-7
+        Source: VAE-7
         """
         xp = namespace(x)
         square = xp.sum((x - self.mean) * self._solved(x - self.mean), axis=-1)
@@ -87,7 +88,12 @@ class Gaussian:
         return 0.5 * (self.dims * (1.0 + LOG_2PI) + self.log_det)
 
     def marginal(self, kept: Sequence[int]) -> "Gaussian":
-        """The law of the coordinates `kept`, in that order."""
+        """The law of the coordinates `kept`, in that order.
+
+        Raises:
+            ValueError: `kept` is empty, repeats a coordinate or names one that is not there.
+        """
+        self._check(kept)
         return Gaussian(self._take(self.mean, kept), self._block(kept, kept))
 
     def conditional(self, known: Sequence[int], value) -> "Gaussian":
@@ -95,13 +101,23 @@ class Gaussian:
 
             N(m_a + S_ab S_bb⁻¹ (v - m_b),  S_aa - S_ab S_bb⁻¹ S_ba)
 
+        Given nothing it is the law itself.
+
         Args:
             known: the indices b.
             value: (len(known),), v.
 
-        Source: ELBO-1, DDPM-6
+        Raises:
+            ValueError: `known` repeats a coordinate, names one that is not there or leaves none.
+
+        Source: ELBO-1, [Bishop 2006]
         """
+        if len(known) == 0:
+            return self
+        self._check(known)
         rest = [i for i in range(self.dims) if i not in set(known)]
+        if not rest:
+            raise ValueError(f"a conditional needs a coordinate that is not known, got {known}")
         xp = namespace(self.mean)
         gain = xp.linalg.solve(self._block(known, known), self._block(known, rest)).T
         mean = self._take(self.mean, rest) + gain @ (value - self._take(self.mean, known))
@@ -116,6 +132,12 @@ class Gaussian:
         """m + L eps: eps (..., D) ~ N(0, I) -> (..., D)."""
         return self.mean + eps @ self.factor.T
 
+    def _check(self, chosen: Sequence[int]) -> None:
+        if not 0 < len(set(chosen) & set(range(self.dims))) == len(chosen):
+            raise ValueError(
+                f"need at least one coordinate, each once and in 0..{self.dims - 1}, got {chosen}"
+            )
+
     def _solved(self, x):
         """S⁻¹ x for x (..., D)."""
         xp = namespace(x)
@@ -127,3 +149,22 @@ class Gaussian:
     def _take(self, a, indices, axis=0):
         xp = namespace(a)
         return xp.take(a, xp.asarray(list(indices), device=a.device), axis=axis)
+
+
+def cholesky(s):
+    """The lower factors L of covariances s = L Lᵀ: (..., D, D) -> (..., D, D).
+
+    Raises:
+        ValueError: one of them is not positive definite, or is less symmetric than rounding makes
+            it: by more than 1e-5 of its own largest entry.
+    """
+    xp = namespace(s)
+    asymmetry = xp.max(xp.abs(s - xp.matrix_transpose(s)), axis=(-2, -1))
+    symmetric = asymmetry <= 1e-5 * xp.max(xp.abs(s), axis=(-2, -1))
+    try:
+        factor = xp.linalg.cholesky(s)
+    except ValueError:  # NumPy's LinAlgError is one; CuPy gives NaN
+        factor = full_like(s, nan)
+    if not (bool(xp.all(symmetric)) and bool(xp.all(xp.isfinite(factor)))):
+        raise ValueError(f"covariances must be symmetric and positive definite, got {s}")
+    return factor

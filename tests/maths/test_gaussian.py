@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from scratchgen.maths.distributions import normal_kl, normal_nll
-from scratchgen.maths.gaussian import Gaussian
+from scratchgen.maths.gaussian import Gaussian, cholesky
 from scratchgen.testing.strategies import seeds, sizes
 
 from support import host, normals, on_every_backend, tolerance
@@ -67,7 +67,6 @@ def test_kl_does_not_depend_on_the_coordinates(seed, dims):
 
 
 @pytest.mark.equation("ELBO-1")
-@pytest.mark.equation("DDPM-6")
 @given(seeds(), st.integers(2, 5))
 def test_joint_is_marginal_times_conditional(seed, dims):
     """log p(a, b) = log p(b) + log p(a | b), for any split and order of the coordinates."""
@@ -78,6 +77,67 @@ def test_joint_is_marginal_times_conditional(seed, dims):
     conditional = law.conditional(known, v[known])
     total = law.marginal(known).log_prob(v[known]) + conditional.log_prob(v[rest])
     assert float(total) == pytest.approx(float(law.log_prob(v)), rel=1e-8, abs=1e-8)
+
+
+@given(seeds(), sizes(4))
+def test_given_nothing_a_law_is_itself(seed, dims):
+    law = random_gaussian(seed, dims)
+    same = law.conditional([], np.zeros(0))
+    np.testing.assert_array_equal(same.mean, law.mean)
+    np.testing.assert_array_equal(same.covariance, law.covariance)
+
+
+@pytest.mark.parametrize("chosen", [[-1], [3], [0, 0], [0, 3]])
+def test_coordinates_are_there_and_named_once(chosen):
+    law = random_gaussian(1, 3)
+    for use in (law.marginal, lambda known: law.conditional(known, np.zeros(len(known)))):
+        with pytest.raises(ValueError, match=r"each once and in 0\.\.2, got \[" + str(chosen[0])):
+            use(chosen)
+
+
+def test_a_law_keeps_a_coordinate():
+    law = random_gaussian(1, 2)
+    with pytest.raises(ValueError, match="at least one coordinate"):
+        law.marginal([])
+    with pytest.raises(ValueError, match=r"that is not known, got \[1, 0\]"):
+        law.conditional([1, 0], np.zeros(2))
+    assert law.marginal([1, 0]).mean.tolist() == law.mean[::-1].tolist()
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        [[1.0, 2.0], [2.0, 1.0]],
+        [[1.0, 0.5], [0.0, 1.0]],
+        [[1.0, 0.9], [-0.9, 1.0]],
+        [[100.0, 50.0], [50.001005, 100.0]],
+        [[np.nan, 0.0], [0.0, 1.0]],
+        [[1.0, 0.0], [0.0, 0.0]],
+    ],
+)
+@on_every_backend
+def test_covariances_are_symmetric_and_positive_definite(born, covariance):
+    """Each of a stack on its own: a large one beside it excuses nothing."""
+    with pytest.raises(ValueError, match="symmetric and positive definite"):
+        Gaussian(born.zeros((2,)), born.asarray(covariance))
+    large = (1e6 * np.eye(2)).tolist()
+    for stack in ([covariance, large], [large, covariance]):
+        with pytest.raises(ValueError, match="symmetric and positive definite"):
+            cholesky(born.asarray(stack))
+
+
+def test_what_rounding_leaves_unsymmetric_is_accepted():
+    for almost in ([[100.0, 50.0], [50.000995, 100.0]], [[1.0, 1e-5], [0.0, 1.0]]):
+        Gaussian(np.zeros(2), np.asarray(almost))
+
+
+@given(seeds(), sizes(3), sizes(3))
+def test_factors_are_lower_and_give_the_covariances_back(seed, n, dims):
+    root = normals(seed, n, dims, dims + 1)
+    covariances = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(dims)
+    factors = cholesky(covariances)
+    np.testing.assert_array_equal(factors, np.tril(factors))
+    np.testing.assert_allclose(factors @ factors.transpose(0, 2, 1), covariances, atol=1e-12)
 
 
 @given(seeds(), sizes(3))
