@@ -14,6 +14,8 @@ from scratchgen.core.numerics import level_centres, logsumexp
 from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax
 from scratchgen.maths.distributions import discretised_normal_nll
 
+MOST_NODES = 1 << 13  # of an open piece: their weights take a matrix of half the square of that
+
 
 class Curve(Mixture):
     """A point drawn uniformly on one of several plane curves, blurred by N(0, v I).
@@ -32,7 +34,8 @@ class Curve(Mixture):
         closed: whether every piece returns to its start, smoothly.
 
     Raises:
-        ValueError: there is no piece, or a length or the variance is not positive.
+        ValueError: there is no piece, or a length or the variance is not positive, or an open piece
+            needs more than 8192 nodes.
 
     Source: [Waldvogel 2006]
     """
@@ -53,7 +56,13 @@ class Curve(Mixture):
         exact, points, weights = replace(backend, dtype="float64"), [], []
         rule, density = (_trapezoid, 2.0) if closed else (_fejer, pi)
         for curve, length in pieces:
-            u, masses = rule(16 + ceil(density * length / sqrt(variance)), exact)
+            nodes = 16 + ceil(density * length / sqrt(variance))
+            if nodes > MOST_NODES and not closed:
+                raise ValueError(
+                    f"an open curve of length {length} needs {nodes} nodes at variance {variance}, "
+                    f"and at most {MOST_NODES} are possible; take a larger variance"
+                )
+            u, masses = rule(nodes, exact)
             points.append(curve(u))
             weights.append(masses / exact.xp.sum(masses))
         points, weights = exact.xp.concat(points), exact.xp.concat(weights)
@@ -104,7 +113,7 @@ def spiral(
         radius = inner + (outer - inner) * u
         return _polar(radius[:, None], 2.0 * pi * (turns * u + start))
 
-    fastest = sqrt((outer - inner) ** 2 + (2.0 * pi * turns * max(radii)) ** 2)
+    fastest = sqrt((outer - inner) ** 2 + (2.0 * pi * turns * max(map(abs, radii))) ** 2)
     pieces = [(partial(arm, start=i / arms), fastest) for i in range(arms)]
     return Curve(backend, pieces, variance, closed=False)
 

@@ -16,7 +16,7 @@ from scratchgen.maths import planar
 from scratchgen.maths.planar import Checker, Curve
 from scratchgen.testing import oracle
 from scratchgen.testing.monte_carlo import assert_law, assert_mean
-from scratchgen.testing.strategies import seeds
+from scratchgen.testing.strategies import seeds, sizes
 
 from support import NUMPY, host, normals, on_every_backend, tolerance
 
@@ -120,6 +120,24 @@ def test_nodes_are_as_many_as_the_curve_is_long():
     assert planar.moons(NUMPY, variance=1e-2).means.shape[0] == 2 * (16 + 99)
     one_arm = planar.spiral(NUMPY, arms=1, turns=1.0, radii=(0.5, 2.5), variance=1e-2)
     assert one_arm.means.shape[0] == 16 + 498  # |dc/du| = √(2² + (5π)²) at the outer end
+    for radii in ((-2.5, -0.5), (-2.5, -4.5), (0.5, -2.5 + 1.0)):
+        fastest = np.hypot(radii[1] - radii[0], 2.0 * pi * max(np.abs(radii)))
+        arm = planar.spiral(NUMPY, arms=1, turns=1.0, radii=radii, variance=1e-2)
+        assert arm.means.shape[0] == 16 + np.ceil(10.0 * pi * fastest)
+
+
+def test_an_open_piece_has_at_most_8192_nodes(monkeypatch):
+    """A closed one has as many as it needs."""
+    monkeypatch.setattr(planar, "_fejer", planar._trapezoid)
+
+    def straight(nodes, closed=False):
+        line = lambda u: np.stack([u, u], axis=-1)
+        return Curve(NUMPY, [(line, (nodes - 16.5) / pi)], 1.0, closed)
+
+    assert straight(8192).means.shape[0] == 8192
+    with pytest.raises(ValueError, match="needs 8193 nodes .* at most 8192"):
+        straight(8193)
+    assert straight(20000, closed=True).means.shape[0] > 8193
 
 
 @given(seeds(), st.floats(-5.0, 1.0))
@@ -131,6 +149,17 @@ def test_rings_have_the_density_of_a_rice_distribution(seed, log_variance):
     terms = np.log(ive(0, r * radii / v)) - 0.5 * (r - radii) ** 2 / v - log(2.0 * pi * v)
     want = np.logaddexp.reduce(terms, axis=-1) - log(2.0)
     got = planar.rings(NUMPY, variance=v).log_prob(x)
+    np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("radii", [(-2.0, 0.2), (0.3, -1.5), (-1.0, -2.0)])
+def test_spirals_with_negative_radii_equal_gauss_legendre(radii):
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    u, x = 0.5 + 0.5 * nodes, 1.5 * normals(6, 20, 2)
+    r, angle = radii[0] + (radii[1] - radii[0]) * u, 3.0 * pi * u
+    arm = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1)
+    want = blurred(np.concatenate([arm, -arm]), np.tile(weights / 4.0, 2), 0.01, x)
+    got = planar.spiral(NUMPY, radii=radii, variance=0.01).log_prob(x)
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
 
 
@@ -210,11 +239,15 @@ def test_the_angle_on_a_ring_is_uniform():
     assert_law(turns, resolution=0.02)
 
 
-def test_grids_and_circles_of_normals_stand_where_they_should():
-    places = planar.grid(NUMPY, side=3, spacing=0.5).means
-    assert sorted(map(tuple, places)) == [
-        (a, b) for a in (-0.5, 0.0, 0.5) for b in (-0.5, 0.0, 0.5)
-    ]
+@given(sizes(7))
+def test_grids_of_normals_stand_evenly_around_the_origin(side):
+    density = planar.grid(NUMPY, side=side, spacing=0.5)
+    axis = np.linspace(-0.25, 0.25, side) * (side - 1) if side > 1 else [0.0]
+    np.testing.assert_allclose(density.means, [(a, b) for a in axis for b in axis], atol=1e-15)
+    np.testing.assert_allclose(density.mean, 0.0, atol=1e-15)
+
+
+def test_circles_of_normals_stand_where_they_should():
     eight = planar.eight_gaussians(NUMPY, radius=3.0)
     steps = np.diff(np.unwrap(np.arctan2(eight.means[:, 1], eight.means[:, 0])))
     np.testing.assert_allclose(np.hypot(*eight.means.T), 3.0)
@@ -251,6 +284,17 @@ def test_a_clean_board_is_even_on_its_dark_squares(seed, squares):
     np.testing.assert_allclose(noised, exp(-0.5) * drawn + (-expm1(-1.0)) ** 0.5 * noise)
     with pytest.raises(ValueError, match="no score"):
         clean.score(x)
+
+
+@given(seeds(), st.sampled_from([0.5, 1.0, 3.0]), st.one_of(st.just(0.0), LEVELS))
+def test_draws_from_a_board_of_another_size_are_stretched_ones(seed, half_width, level):
+    """The places on it; the noise is what it is."""
+    draws = [
+        Checker(NUMPY, half_width=w, level=level).sample(20, Stream(seed, NUMPY))
+        for w in (half_width, 2.0)
+    ]
+    noise = (-expm1(level)) ** 0.5 * Stream(seed, NUMPY).at("noise").normal((20, 2))
+    oracle.assert_close(draws[0] - noise, 0.5 * half_width * (draws[1] - noise), 1e-12, "places")
 
 
 @pytest.mark.equation("DDPM-4")
