@@ -6,9 +6,10 @@ row were blurred by a normal of variance ρ, which gives component k the unnorma
     f_k(x) = exp E log N(x + √ρ ε; m_k, S_k) = N(x; m_k, S_k) e^(-½ρ tr S_k⁻¹)
 
 and the objective J = (1/N) Σ_n log Σ_k w_k f_k(x_n). Its E-step has the shares r_nk ∝ w_k f_k(x_n),
-and its M-step is exactly "weighted covariance + ρI". So J never falls, and it is bounded above. At
-ρ = 0 it is the mean log-likelihood, otherwise less. Rounding reaches J at about D 2⁻⁵² tr S / ρ:
-beside variances as large as tr S, one of size ρ is known no better.
+and its M-step is exactly "weighted covariance + ρI". So J never falls, and for ρ > 0 it is bounded
+above. At ρ = 0 it is the mean log-likelihood, which a component that collapses onto a row raises
+without bound; for ρ > 0 it is less. Rounding reaches J at about D 2⁻⁵² tr S / ρ: beside variances
+as large as tr S, one of size ρ is known no better.
 """
 
 from math import inf, log

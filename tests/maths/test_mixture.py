@@ -1,5 +1,6 @@
 """maths/mixture.py: EM never lowers its objective, and finds what is there to be found."""
 
+from itertools import permutations
 from math import exp, log
 
 import numpy as np
@@ -171,6 +172,18 @@ def test_further_centres_are_drawn_by_squared_distance():
     far, expected = sum(s == 2.0 for s in seconds), 8.0 / 9.0 * len(seconds)
     assert all(seconds)
     assert abs(far - expected) < 5.0 * (len(seconds) * 8.0 / 81.0) ** 0.5
+
+
+def test_every_centre_is_drawn_anew():
+    """Rows that are all equally far apart: each ordered triple of them is drawn, 1 time in 24.
+
+    With one number for all centres the first one would tell what the others are.
+    """
+    x, drawn = np.eye(4), set()
+    for seed in range(400):
+        means = first_mixture(x, 3, Stream(seed, NUMPY), ridge=1.0).means
+        drawn.add(tuple(int(k) for k in means.argmax(axis=-1)))
+    assert drawn == set(permutations(range(4), 3))
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
