@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchgen.core.arrays import namespace, ones
 from scratchgen.core.module import Module, Parameter
-from scratchgen.core.numerics import expm1_minus, log1mexp, sigmoid
+from scratchgen.core.numerics import expm1_minus, log1mexp, sigmoid, softplus
 
 LARGEST_BETA = 0.999
 SIGNAL_LIMIT = 1e-4
@@ -53,7 +53,7 @@ class Schedule:
     Raises:
         ValueError: betas is not one-dimensional, is empty, or has an entry that is not in (0, 1).
 
-    Source: DDPM-1
+    Source: [Ho 2020]
     """
 
     def __init__(self, betas):
@@ -76,8 +76,9 @@ class Schedule:
         """β from `first` to `last` in equal increments, times reference/T, at most 0.999.
 
         The two ends belong to a schedule of `reference` steps; scaling keeps the noise of the whole
-        chain, so few steps take as much signal as many. The cut at 0.999 is felt below T = 20.
-        `reference=steps` takes the ends as they are.
+        chain, and from T = 3 on it leaves too little signal for `report` to warn. T = 1 and T = 2
+        leave too much. The cut at 0.999 is felt below T = 20. `reference=steps` takes the ends as
+        they are.
 
         Args:
             steps: T, at least 1.
@@ -87,7 +88,7 @@ class Schedule:
         Returns:
             Schedule.
 
-        Source: [Ho 2020], DDPM-5
+        Source: [Ho 2020]
         """
         betas = np.linspace(first, last, _at_least_one(steps)) * (reference / steps)
         return cls(np.minimum(betas, LARGEST_BETA))
@@ -103,7 +104,7 @@ class Schedule:
         Returns:
             Schedule.
 
-        Source: [Nichol 2021], DDPM-5
+        Source: [Nichol 2021]
         """
         half_pi = 0.5 * np.pi
         return cls.from_alpha_bar(
@@ -124,7 +125,7 @@ class Schedule:
         Raises:
             ValueError: ᾱ does not fall strictly, or falls below 0.
 
-        Source: [Nichol 2021], DDPM-5
+        Source: [Nichol 2021]
         """
         u = np.linspace(0.0, 1.0, _at_least_one(steps) + 1)
         alpha_bar = np.asarray(function(u), dtype=np.float64)
@@ -175,7 +176,7 @@ class Schedule:
         return np.exp(-self.gamma)
 
     def level(self, t):
-        """log ᾱ_t for every example, born on the device of t.
+        """log ᾱ_t (N,) for every example, float64 on the device of t.
 
         Only host arrays are checked: asking a GPU whether an index is in range would make every
         step wait for it, so there a wrong t wraps around as CuPy's indexing does.
@@ -183,13 +184,8 @@ class Schedule:
         Args:
             t: (N,), integers in 0..T, of any array library.
 
-        Returns:
-            (N,), float64.
-
         Raises:
             ValueError: t is a host array and holds an index outside 0..T.
-
-        Source: DDPM-3
         """
         if isinstance(t, np.ndarray):
             outside = t[(t < 0) | (t > self.steps)]
@@ -228,6 +224,28 @@ class Schedule:
                 stacklevel=2,
             )
         return report
+
+
+def level_from_gamma(gamma):
+    """level = log ᾱ = -softplus(γ), with 1 - ᾱ = σ(γ) = -expm1(level), in float64.
+
+    Args:
+        gamma: (N,), γ = -log SNR, of any floating dtype.
+
+    Returns:
+        level: (N,), float64.
+        pullback: d_level -> d_gamma (N,), of γ's dtype.
+
+    Source: [Kingma 2021]
+    """
+    xp = namespace(gamma)
+    level = -softplus(gamma + xp.zeros_like(gamma, dtype=xp.float64))
+
+    def pullback(d_level):
+        # which keeps all digits of -σ(γ), also far in its lower tail
+        return xp.astype(xp.expm1(level) * d_level, gamma.dtype)
+
+    return level, pullback
 
 
 class LearnedGamma(Module):
@@ -275,17 +293,15 @@ class LearnedGamma(Module):
         start, log_rise = self.start.read(), self.log_rise.read()
         log_weight, log_slope = self.log_weight.read(), self.log_slope.read()
         centre = self.centre.read()
-        xp = namespace(t)
-        zero = xp.sum(0.0 * t, keepdims=True)
+        # under a tracer either t or the parameters carry the trace: their sum does in both cases
+        xp = namespace(t[:1] + start.value)
+        zero = xp.zeros_like(start.value)
         u = xp.concat([t, zero, zero + 1.0])  # the two ends ride along
 
-        xp = namespace(centre.value)
         weight, slope = xp.exp(log_weight.value), xp.exp(log_slope.value)
         gap = u[:, None] - centre.value
         unit = sigmoid(slope * gap)
         bump = unit * (1.0 - unit)
-
-        xp = namespace(unit)
         g = u + xp.sum(weight * unit, axis=1)
         g_dot = 1.0 + xp.sum(weight * slope * bump, axis=1)
         span = g[-1:] - g[-2:-1]
@@ -299,7 +315,7 @@ class LearnedGamma(Module):
             d_span = -xp.sum(d_log_scale) / span
             at_zero = -d_span - scale * xp.sum(d_gamma)
             dg = xp.concat([scale * d_gamma, at_zero, d_span])
-            dg_dot = xp.concat([scale * d_gamma_dot, 0.0 * d_span, 0.0 * d_span])
+            dg_dot = xp.concat([scale * d_gamma_dot, zero, zero])
 
             d_unit, d_bump = weight * dg[:, None], weight * slope * dg_dot[:, None]
             dz = bump * (d_unit + d_bump * (1.0 - 2.0 * unit))
