@@ -72,7 +72,7 @@ class Vae(Module):
         Returns:
             (S, N), nats. Their mean over S estimates the ELBO, their log-mean-exp a tighter bound.
 
-        Source: ELBO-2, VAE-3
+        Source: ELBO-2, ELBO-4, VAE-3
         """
         mean, logvar = self.encode(x)
         z, _ = reparameterise(mean, logvar, eps)

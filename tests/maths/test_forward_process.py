@@ -396,8 +396,7 @@ def test_a_base_without_the_condition_shows_in_short_chains_only():
         levels = np.concatenate([[0.0], np.cumsum(np.log1p(-beta))])
         world, shift = GaussianDiffusion(np.asarray([0.4]), np.ones(1)), f.Shifted(hint)
         ends = []
-        for base in (hint, 0.0 * hint):
-            x = base
+        for x in (shift.shifted(0.0 * hint, levels[[-1]]), 0.0 * hint):
             for t in range(len(beta), 0, -1):
                 u = shift.plain(x, levels[[t]])
                 x = shift.shifted(world.reverse(levels[t], levels[t - 1])[0](u), levels[[t - 1]])

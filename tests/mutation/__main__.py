@@ -22,6 +22,8 @@ from pathlib import Path
 from time import monotonic
 from zlib import crc32
 
+from scratchgen.testing.equations import catalogue
+
 from . import keys
 from .operators import Mutant, mutants
 from .runner import PATIENCE, Baseline, baselines, judge, with_tests
@@ -105,6 +107,8 @@ def gaps(fast: bool) -> list[str]:
         found.extend(f"{key}: {fault}" for key, fault in keys.unnoticed(planted, tests, known))
         found.extend(f"{key}: {fault}" for key, fault in keys.unrefuted(tests, known))
         held = set().union(*planted.values())
+        equations = {key for key in tests if catalogue()[key].kind == "equation"}
+        found.extend(f"{key}: no function names it as its source" for key in equations - held)
         print(
             f"{len(planted)} faults planted for {len(held)} keys, {len(found)} unnoticed; "
             f"{monotonic() - start:.0f} s"

@@ -1,8 +1,9 @@
 """Faults planted for the keys of the catalogue: some test marked with the key must catch each.
 
 A key's code is the function whose `Source:` line names it, with what is nested in it; a class
-lends its line to the methods that have none of their own. An erratum's fault is its printed form.
-The app is left out: its experiments name what they show, and its tests train for seconds.
+lends its line to the methods that have none of their own. The fault of an erratum or a trap is the
+wrong form itself. The app is left out: its experiments name what they show, and its tests train for
+seconds.
 """
 
 import ast
