@@ -239,7 +239,7 @@ def level_from_gamma(gamma):
     Source: [Kingma 2021]
     """
     xp = namespace(gamma)
-    level = -softplus(gamma + xp.zeros_like(gamma, dtype=xp.float64))
+    level = -softplus(xp.zeros_like(gamma, dtype=xp.float64) + gamma)
 
     def pullback(d_level):
         # which keeps all digits of -σ(γ), also far in its lower tail
@@ -293,13 +293,12 @@ class LearnedGamma(Module):
         start, log_rise = self.start.read(), self.log_rise.read()
         log_weight, log_slope = self.log_weight.read(), self.log_slope.read()
         centre = self.centre.read()
-        # under a tracer either t or the parameters carry the trace: their sum does in both cases
-        xp = namespace(t[:1] + start.value)
-        zero = xp.zeros_like(start.value)
-        u = xp.concat([t, zero, zero + 1.0])  # the two ends ride along
-
-        weight, slope = xp.exp(log_weight.value), xp.exp(log_slope.value)
+        zero = namespace(start.value).zeros_like(start.value)
+        u = namespace(t).concat([t, zero, zero + 1.0])  # the two ends ride along
         gap = u[:, None] - centre.value
+
+        xp = namespace(gap)  # which carries the trace, be it t or a parameter that is traced
+        weight, slope = xp.exp(log_weight.value), xp.exp(log_slope.value)
         unit = sigmoid(slope * gap)
         bump = unit * (1.0 - unit)
         g = u + xp.sum(weight * unit, axis=1)
@@ -326,7 +325,7 @@ class LearnedGamma(Module):
                 (log_slope, dz * slope * gap + d_bump * bump),
                 (centre, -slope * dz),
             ):
-                parameter.accumulate_product(ones((rows.shape[0], 1), like=rows), rows)
+                parameter.accumulate_product(a=ones((rows.shape[0], 1), like=rows), b=rows)
             return (dg + xp.sum(slope * dz, axis=1))[:-2]
 
         return (start.value + climb, gamma_dot), pullback
