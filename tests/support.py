@@ -1,6 +1,6 @@
 """What several test files share: the backends, and small networks with trained-looking weights."""
 
-from functools import partial
+from functools import cache, partial
 
 import array_api_strict
 import numpy as np
@@ -9,7 +9,12 @@ import pytest
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
-from scratchgen.testing.monte_carlo import assert_mean, default_resolution, enough_samples
+from scratchgen.testing.monte_carlo import (
+    MonteCarloFailure,
+    assert_mean,
+    default_resolution,
+    enough_samples,
+)
 
 NUMPY = Backend(np, "float64")
 # array_api_strict refuses everything outside the standard, and its second device refuses to mix
@@ -127,3 +132,74 @@ def assert_kl(kl: float, q, p, seed: int):
     first = max(4096, enough_samples(spread, resolution))
     assert_mean(plain, kl, resolution, spread=constant, first=first)
     assert_mean(controlled, kl, 1e-9 * max(kl, spread, 1.0), spread=constant)
+
+
+def quadratics(eps) -> np.ndarray:
+    """ε_i and ε_i ε_j - δ_ij: controls that leave no variance in a quadratic of the noise.
+
+    Args:
+        eps: (n, D) ~ N(0, I).
+
+    Returns:
+        (n, D + D(D+1)/2), of mean 0.
+    """
+    i, j = np.triu_indices(eps.shape[1])
+    return np.concatenate([eps, eps[:, i] * eps[:, j] - (i == j)], axis=-1)
+
+
+PILOT = 1000  # a look that no check reaches: its samples give the spreads and nothing else
+
+
+def one_of(draws, i: int):
+    """Of draws (n, look) -> (S, n) or ((S, n), controls), the i-th statistic alone."""
+
+    def draw(n, look):
+        drawn = draws(n, look)
+        return (drawn[0][i], drawn[1]) if isinstance(drawn, tuple) else drawn[i]
+
+    return draw
+
+
+def assert_posterior(plain, controlled, sharp: float):
+    """Every statistic has mean 0: plainly to 3 % of its spread, with controls to `sharp` of it.
+
+    The statistics of a posterior with mean m(x) and variance C(x) are (z - m(x)) g(x) and
+    ((z - m(x))² - C(x)) g(x) over simulated pairs (z, x), for some functions g.
+
+    Args:
+        plain: (n, look) -> (S, n).
+        controlled: (n, look) -> (S, n), controls (n, c).
+        sharp: the second resolution, reached with as many samples as decide about the first.
+    """
+    spreads = np.std(plain(4096, PILOT), axis=1)
+    first, most = enough_samples(1.0, 0.03), 16 * enough_samples(1.0, 0.03)
+    plain, controlled = cache(plain), cache(controlled)
+    for i, spread in enumerate(spreads):
+        assert_mean(one_of(plain, i), 0.0, 0.03 * spread, first=first, most=most)
+        resolution = sharp * spread + 1e-12
+        assert_mean(one_of(controlled, i), 0.0, resolution, first=first, most=first)
+
+
+def assert_refuted(plain, controlled, wrong):
+    """A wrong posterior fails in either mode where the right one passes.
+
+    Judged by the statistic that shows the fault best, at a resolution just below its effect: so the
+    wrong one cannot pass, and it is not left open, for at the last look the interval is a quarter
+    of the resolution, or what the controls leave of it.
+
+    Args:
+        plain, controlled: as for assert_posterior, and both take (n, look, *wrong) as well.
+        wrong: what makes the posterior wrong.
+    """
+    right = plain(4096, PILOT)
+    effects = np.abs(np.mean(plain(4096, PILOT, *wrong) - right, axis=1))
+    spreads = np.std(right, axis=1)
+    i = int(np.argmax(effects / spreads))
+    resolution = 0.95 * effects[i]
+    first = max(4096, enough_samples(spreads[i], resolution))
+    assert first <= 2**20  # else the fault is beyond what simulation can show
+    for draws, fewest, most in ((plain, first, 16 * first), (controlled, 4096, 16 * first)):
+        check = partial(assert_mean, expected=0.0, resolution=resolution, growth=2, most=most)
+        check(one_of(draws, i), first=fewest)
+        with pytest.raises(MonteCarloFailure):
+            check(one_of(lambda n, look, draws=draws: draws(n, look, *wrong), i), first=fewest)
