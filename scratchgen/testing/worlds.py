@@ -1,17 +1,24 @@
 """Worlds where everything is known: evidence, posterior, score and every term of every bound.
 
 They are small enough for exact sums, Gaussian throughout, or of one or two dimensions and done by
-quadrature, and are written from their own formulas, without the code they judge. Each can stand in
-the place of a trained network. Host numbers, float64, nats.
+quadrature. Their formulas are their own, without the diffusion's kernels, the bounds or the models
+that they judge; `Gaussian` and `Mixture` they take from maths/, where those have tests of their
+own. Each can stand in the place of a trained network. Host numbers, float64, nats.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from math import log, pi
 
 import numpy as np
 
 from scratchgen.maths.densities import Mixture
 from scratchgen.maths.gaussian import Gaussian
+
+TOLERANCE = 1e-7  # two resolutions of an integral may differ by this share of its absolute values
+RADIUS = 64.0  # of the box of latents
+MOST_NODES = 1 << 23
 
 
 class Discrete:
@@ -166,7 +173,7 @@ def factorised(law: Gaussian, parents: Sequence[Sequence[int]]) -> LinearNetwork
 
     It is `law` itself when every v_i is independent of the others before it given its parents.
 
-    Source: HVAE-2, HVAE-5
+    Source: HVAE-5
     """
     arrows, offset, variances = np.zeros_like(law.covariance), law.mean.copy(), law.mean.copy()
     for i, known in enumerate(parents):
@@ -269,7 +276,7 @@ def distortion_at_rate(eigenvalues, rate: float) -> float:
         eigenvalues: of the source's covariance.
         rate: R ≥ 0, nats.
 
-    Source: RD-5, RD-6
+    Source: RD-5
     """
     e = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
     for n in range(len(e), 0, -1):  # the n largest components get bits
@@ -282,15 +289,85 @@ def distortion_at_rate(eigenvalues, rate: float) -> float:
 def rate_at_distortion(variance: float, distortion: float) -> float:
     """Shannon's R(D) = max(0, ½ log(s²/D)) of a scalar normal source, nats.
 
-    Source: RD-5, RD-6
+    Source: RD-6
     """
     return max(0.0, 0.5 * log(variance / distortion))
 
 
-class GaussianDiffusion:
+class Diffusion(ABC):
+    """What the bound of a diffusion is made of when x̂₀ = E[x_0 | x_t], the perfect prediction.
+
+    Every term depends on the data through E x_0² and E(x_0 - E[x_0 | x_t])² alone. Levels are
+    log ᾱ, as in maths/forward_process.py, and negative but for clean data.
+    """
+
+    @property
+    @abstractmethod
+    def second_moment(self):
+        """E x_0² per coordinate: (D,)."""
+
+    @abstractmethod
+    def clean_error(self, level):
+        """E(x_0 - E[x_0 | x_t])² per coordinate: (N,) -> (N, D)."""
+
+    def prior_kl(self, level):
+        """E[L_T] = ½ Σ [ᾱ E x_0² - ᾱ - log(1-ᾱ)]: (N,) -> (N,) nats.
+
+        Source: DDPM-8
+        """
+        alpha_bar, noise = _signal_and_noise(level)
+        return 0.5 * (alpha_bar * self.second_moment - alpha_bar - np.log(noise)).sum(axis=-1)
+
+    def transition_kl(self, variance, now, before):
+        """E[L_{t-1}] with reverse variance σ²: (N,) nats.
+
+        Args:
+            variance: (N, D) or broadcast to it.
+            now, before: (N,), before < 0.
+
+        Source: DDPM-8, DDPM-9
+        """
+        alpha_s, noise_s = _signal_and_noise(before)
+        _, beta = _signal_and_noise(np.asarray(now) - np.asarray(before))
+        _, noise_t = _signal_and_noise(now)
+        ratio = beta * noise_s / noise_t / variance
+        c0 = np.sqrt(alpha_s) * beta / noise_t
+        spread = c0**2 * self.clean_error(now) / variance
+        return 0.5 * (ratio - 1.0 - np.log(ratio) + spread).sum(axis=-1)
+
+    def reconstruction(self, variance, level):
+        """E[-log N(x_0; E[x_0 | x_1], σ²)] with reverse variance σ² (N, D): (N,) nats.
+
+        Source: DDPM-8
+        """
+        spread = self.clean_error(level) / variance
+        return 0.5 * (spread + np.log(2.0 * pi * variance)).sum(axis=-1)
+
+    def bound(self, levels, variances) -> float:
+        """E[-ELBO] = E[L_T] + Σ_{t=2..T} E[L_{t-1}] + E[L_0] with reverse variances σ_t²: nats.
+
+        Args:
+            levels: (T+1,), the first 0.
+            variances: (T, D), row t - 1 belongs to step t; or (T,), for every coordinate alike.
+
+        Source: DDPM-8, VDM-9
+        """
+        rows = np.reshape(variances, (len(variances), -1))
+        steps = self.transition_kl(rows[1:], levels[2:], levels[1:-1]).sum()
+        first = self.reconstruction(rows[0], levels[1])
+        return float(self.prior_kl(levels[-1]) + steps + first)
+
+
+def _signal_and_noise(level):
+    """ᾱ and 1-ᾱ: level (N,) -> (N, 1) each."""
+    level = np.asarray(level)[..., None]
+    return np.exp(level), -np.expm1(level)
+
+
+class GaussianDiffusion(Diffusion):
     """Normal data with independent coordinates, diffused: N(m, diag v) at level 0.
 
-    Levels are log ᾱ, as in maths/forward_process.py; a level (N,) goes with points (N, D).
+    A level (N,) goes with points (N, D).
 
     Args:
         mean: (D,).
@@ -300,13 +377,26 @@ class GaussianDiffusion:
     def __init__(self, mean, variances):
         self.mean, self.variances = mean, variances
 
+    @property
+    def second_moment(self):
+        """E x_0² per coordinate: (D,)."""
+        return self.variances + self.mean**2
+
     def marginal(self, level):
         """Mean √ᾱ m and variance V = ᾱ v + 1-ᾱ of q(x_t): levels (N,) -> (N, D), (N, D).
 
         Source: DDPM-4, VDM-5
         """
-        alpha_bar = np.exp(np.asarray(level))[..., None]
-        return np.sqrt(alpha_bar) * self.mean, alpha_bar * self.variances + 1.0 - alpha_bar
+        alpha_bar, noise = _signal_and_noise(level)
+        return np.sqrt(alpha_bar) * self.mean, alpha_bar * self.variances + noise
+
+    def log_prob(self, x, level):
+        """log q(x_t): x (N, D), level (N,) -> (N,) nats.
+
+        Source: DDPM-4, VDM-5
+        """
+        mean, variance = self.marginal(level)
+        return -0.5 * ((x - mean) ** 2 / variance + np.log(2.0 * pi * variance)).sum(axis=-1)
 
     def score(self, x, level):
         """∇ log q(x_t): x (N, D), level (N,) -> (N, D).
@@ -322,7 +412,7 @@ class GaussianDiffusion:
         Source: SCORE-4
         """
         mean, variance = self.marginal(level)
-        return np.sqrt(1.0 - np.exp(np.asarray(level)))[..., None] * (x - mean) / variance
+        return np.sqrt(_signal_and_noise(level)[1]) * (x - mean) / variance
 
     def clean(self, x, level):
         """E[x_0 | x_t]: (N, D).
@@ -330,80 +420,40 @@ class GaussianDiffusion:
         Source: SCORE-3
         """
         mean, variance = self.marginal(level)
-        gain = np.exp(0.5 * np.asarray(level))[..., None] * self.variances / variance
+        gain = np.sqrt(_signal_and_noise(level)[0]) * self.variances / variance
         return self.mean + gain * (x - mean)
+
+    def posterior(self, x, level):
+        """The law of x_0 given x_t, mean and variance: x (N, D), level (N,) -> (N, D), (N, D).
+
+        Source: SCORE-3
+        """
+        return self.clean(x, level), self.clean_error(level)
 
     def clean_error(self, level):
         """E(x_0 - E[x_0 | x_t])² per coordinate: (N,) -> (N, D).
 
         Source: DDPM-17
         """
-        noise = 1.0 - np.exp(np.asarray(level))[..., None]
-        return self.variances * noise / self.marginal(level)[1]
+        return self.variances * _signal_and_noise(level)[1] / self.marginal(level)[1]
 
     def epsilon_error(self, level):
         """E(ε - E[ε | x_t])² per coordinate: (N,) -> (N, D).
 
         Source: DDPM-13
         """
-        return np.exp(np.asarray(level))[..., None] * self.variances / self.marginal(level)[1]
+        return _signal_and_noise(level)[0] * self.variances / self.marginal(level)[1]
 
     def reverse(self, now, before):
         """q(x_s | x_t) of the marginals: a callable x_t -> mean (N, D), and its variance (N, D).
 
         Source: DDPM-7, DDPM-17
         """
-        alpha = np.exp(np.asarray(now) - np.asarray(before))[..., None]
+        alpha, beta = _signal_and_noise(np.asarray(now) - np.asarray(before))
         mean_t, variance_t = self.marginal(now)
         mean_s, variance_s = self.marginal(before)
         gain = np.sqrt(alpha) * variance_s / variance_t
-        return lambda x: mean_s + gain * (x - mean_t), (1.0 - alpha) * variance_s / variance_t
-
-    def transition_kl(self, variance, now, before):
-        """E[L_{t-1}] with the perfect prediction and reverse variance σ²: (N,) nats.
-
-        Args:
-            variance: (N, D) or broadcast to it.
-            now, before: (N,).
-
-        Source: DDPM-8, DDPM-9
-        """
-        alpha_t, alpha_s = (np.exp(np.asarray(a))[..., None] for a in (now, before))
-        beta = 1.0 - alpha_t / alpha_s
-        true = beta * (1.0 - alpha_s) / (1.0 - alpha_t)
-        c0 = np.sqrt(alpha_s) * beta / (1.0 - alpha_t)
-        spread = c0**2 * self.clean_error(now) / variance
-        return 0.5 * (true / variance - 1.0 - np.log(true / variance) + spread).sum(axis=-1)
-
-    def prior_kl(self, level):
-        """E[L_T]: (N,) -> (N,) nats.
-
-        Source: DDPM-8
-        """
-        alpha_bar = np.exp(np.asarray(level))[..., None]
-        second = self.variances + self.mean**2
-        return 0.5 * (alpha_bar * second - alpha_bar - np.log(1.0 - alpha_bar)).sum(axis=-1)
-
-    def reconstruction(self, variance, level):
-        """E[-log N(x_0; E[x_0 | x_1], σ²)] with reverse variance σ² (N, D): (N,) nats.
-
-        Source: DDPM-8
-        """
-        spread = self.clean_error(level) / variance
-        return 0.5 * (spread + np.log(2.0 * pi * variance)).sum(axis=-1)
-
-    def bound(self, levels, variances) -> float:
-        """E[-ELBO] of the perfect prediction with reverse variances σ_t²: nats.
-
-        Args:
-            levels: (T+1,), the first 0.
-            variances: (T, D), row t - 1 belongs to step t.
-
-        Source: DDPM-8, VDM-9
-        """
-        steps = self.transition_kl(variances[1:], levels[2:], levels[1:-1]).sum()
-        first = self.reconstruction(variances[0], levels[1])
-        return float(self.prior_kl(levels[-1]) + steps + first)
+        return lambda x: mean_s + gain * (x - mean_t), beta * variance_s / variance_t
 
     def sampled(self, levels, variances):
         """Mean and variance of x_0 that ancestral sampling from N(0, I) really produces.
@@ -457,121 +507,140 @@ class HintedDiffusion:
 
         Source: DVAE-5
         """
-        return 1.0 / (1.0 / self.variance + np.exp(level) / (1.0 - np.exp(level)))
+        return 1.0 / (1.0 / self.variance + 1.0 / np.expm1(-level))
 
 
-class MixtureDiffusion:
-    """A one-dimensional mixture of normals, diffused: expectations by the trapezoid rule.
+class MixtureDiffusion(Diffusion):
+    """A one-dimensional mixture of normals, diffused: expectations by quadrature.
 
-    On a wide grid the rule converges faster than any power of the spacing, as the integrands are
-    smooth and vanish at both ends.
+    log q(x_t), its score and the posterior are those of `Mixture`; the expectations, the errors and
+    the bound are formed here. The panels of the quadrature are one standard deviation wide or less,
+    of every component that is felt there, so the widths may differ by many orders of magnitude.
 
     Args:
         mixture: `Mixture` of one dimension, float64 on the host.
-        reach: the grid covers this many standard deviations beyond the outermost means.
-        points: of the grid.
+
+    Raises:
+        ValueError: the mixture is not of one dimension.
     """
 
-    def __init__(self, mixture: Mixture, reach: float = 12.0, points: int = 4001):
-        self.mixture, self.reach, self.points = mixture, reach, points
+    def __init__(self, mixture: Mixture):
+        if mixture.dims != 1:
+            raise ValueError(
+                f"the quadrature needs a mixture of one dimension, got {mixture.dims}; take its "
+                "marginal along one axis"
+            )
+        self.mixture = mixture
 
     def expect(self, f: Callable, level: float) -> float:
-        """E f(x_t) over q(x_t): f takes (M, 1) and returns (M,)."""
+        """E f(x_t) over q(x_t): f takes (M, 1) and returns (M,), smooth at the components' scale.
+
+        Raises:
+            ValueError: the mass is not 1 within TOLERANCE, or two resolutions differ by more than
+                that share of E |f(x_t)|.
+        """
         law = self.mixture.noised(level)
-        spread = self.reach * float(np.sqrt(law.covariances.max()))
-        low, high = float(law.means.min()) - spread, float(law.means.max()) + spread
-        x = np.linspace(low, high, self.points)[:, None]
-        return float(np.trapezoid(np.exp(law.log_prob(x)) * f(x), x[:, 0]))
+        widths = np.linspace(-12.0, 12.0, 25) * np.sqrt(law.covariances[:, :, 0])
+        edges = np.unique(law.means + widths)
+        centres, halves = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+        found = []
+        for nodes in (16, 20):
+            at, weights = np.polynomial.legendre.leggauss(nodes)
+            x = (centres[:, None] + halves[:, None] * at).reshape(-1, 1)
+            mass = (halves[:, None] * weights).ravel() * np.exp(law.log_prob(x))
+            _agree("E[1], here and exactly,", mass.sum(), 1.0, 1.0)
+            found.append((mass @ f(x), mass @ np.abs(f(x))))
+        (rough, _), (fine, size) = found
+        _agree("E f(x_t) at two resolutions", rough, fine, size)
+        return float(fine)
+
+    def log_prob(self, x, level: float):
+        """log q(x_t), as `Mixture` has it: (N, 1) -> (N,) nats."""
+        return self.mixture.noised(level).log_prob(x)
 
     def score(self, x, level: float):
-        """∇ log q(x_t): (N, 1).
+        """∇ log q(x_t), as `Mixture` has it: (N, 1) -> (N, 1).
 
         Source: SCORE-1
         """
         return self.mixture.noised(level).score(x)
 
+    def posterior(self, x, level: float) -> Mixture:
+        """The law of x_0 given one x_t (1,), as `Mixture` has it."""
+        return self.mixture.posterior(x, level)
+
     def clean(self, x, level: float):
-        """E[x_0 | x_t]: (N, 1).
+        """E[x_0 | x_t], as `Mixture` has it: (N, 1) -> (N, 1).
 
         Source: SCORE-3
         """
         return self.mixture.posterior_mean(x, level)
 
     def epsilon(self, x, level: float):
-        """E[ε | x_t]: (N, 1).
+        """E[ε | x_t]: (N, 1) -> (N, 1).
 
         Source: SCORE-4
         """
-        alpha_bar = np.exp(level)
-        return (x - np.sqrt(alpha_bar) * self.clean(x, level)) / np.sqrt(1.0 - alpha_bar)
+        alpha_bar, noise = _signal_and_noise(level)
+        return (x - np.sqrt(alpha_bar) * self.clean(x, level)) / np.sqrt(noise)
 
-    def clean_error(self, level: float) -> float:
-        """E(x_0 - E[x_0 | x_t])² = E x_0² - E (E[x_0 | x_t])².
+    def clean_error(self, level):
+        """E(x_0 - E[x_0 | x_t])² = E Var[x_0 | x_t]: (N,), 0 or clearly below -> (N, 1).
 
         Source: DDPM-17
         """
-        known = self.expect(lambda x: self.clean(x, level)[:, 0] ** 2, level)
-        return self.second_moment - known
+        levels = np.asarray(level, dtype=np.float64)
+        each = [
+            self.expect(lambda x, at=at: self.mixture.posterior_covariance(x, at)[:, 0, 0], at)
+            if at < 0.0
+            else 0.0
+            for at in levels.ravel().tolist()
+        ]
+        return np.reshape(each, (*levels.shape, 1))
 
     @property
-    def second_moment(self) -> float:
-        """E x_0²."""
-        means, variances = self.mixture.means[:, 0], self.mixture.covariances[:, 0, 0]
-        return float(self.mixture.weights @ (means**2 + variances))
+    def second_moment(self):
+        """E x_0²: (1,)."""
+        return self.mixture.weights @ (self.mixture.means**2 + self.mixture.covariances[:, :, 0])
 
     def entropy(self, level: float) -> float:
         """-E log q(x_t), nats.
 
         Source: DDPM-8
         """
-        return -self.expect(lambda x: self.mixture.noised(level).log_prob(x), level)
+        return -self.expect(lambda x: self.log_prob(x, level), level)
 
     def information(self, level: float) -> float:
         """I(x_0; x_t) = H(x_t) - H(x_t | x_0), nats.
 
         Source: RD-12
         """
-        return self.entropy(level) - 0.5 * log(2.0 * pi * np.e * (1.0 - np.exp(level)))
-
-    def bound(self, levels, variances) -> float:
-        """E[-ELBO] of the perfect prediction with reverse variances σ_t²: nats.
-
-        Args:
-            levels: (T+1,), the first 0.
-            variances: (T,), element t - 1 belongs to step t.
-
-        Source: DDPM-8
-        """
-        last = np.exp(levels[-1])
-        total = 0.5 * (last * self.second_moment - last - log(1.0 - last))
-        for t in range(2, len(levels)):
-            alpha_t, alpha_s = np.exp(levels[t]), np.exp(levels[t - 1])
-            beta = 1.0 - alpha_t / alpha_s
-            true = beta * (1.0 - alpha_s) / (1.0 - alpha_t)
-            c0 = np.sqrt(alpha_s) * beta / (1.0 - alpha_t)
-            ratio = true / variances[t - 1]
-            error = c0**2 * self.clean_error(levels[t]) / variances[t - 1]
-            total += 0.5 * (ratio - 1.0 - log(ratio) + error)
-        error = self.clean_error(levels[1]) / variances[0]
-        return float(total + 0.5 * (error + log(2.0 * pi * variances[0])))
+        return self.entropy(level) - 0.5 * log(-2.0 * pi * np.e * np.expm1(level))
 
 
 class LatentQuadrature:
-    """Any model with a standard normal latent of one or two dimensions, by Gauss–Hermite.
+    """Any model with a standard normal latent of one or two dimensions, by quadrature.
+
+    The box |z_i| ≤ 64 is halved wherever log p(z, x) still varies much, so a posterior may be
+    narrow and have several modes, if log p(x | z) is finite and smooth there and the mass lies
+    within |z_i| ≤ 60. A ridge of two dimensions, hundreds of times as long as wide, takes too many
+    boxes. Every result is formed twice, from different nodes.
 
     Args:
         log_likelihood: z (M, K) -> log p(x | z) (M,), for one x.
         dims: K, 1 or 2.
-        nodes: per axis.
+        nodes: per axis of a box, at the coarser resolution.
+
+    Raises:
+        ValueError: dims is neither 1 nor 2; and from the results: the mass is elsewhere, the boxes
+            do not settle, or the two resolutions differ by more than TOLERANCE, in nats or as a
+            share of what is averaged.
     """
 
-    def __init__(self, log_likelihood: Callable, dims: int = 1, nodes: int = 128):
-        self.log_likelihood, self.dims = log_likelihood, dims
-        x, w = np.polynomial.hermite_e.hermegauss(nodes)
-        axes = np.meshgrid(*[x] * dims, indexing="ij")
-        weights = np.meshgrid(*[w / w.sum()] * dims, indexing="ij")
-        self.nodes = np.stack([a.ravel() for a in axes], axis=-1)
-        self.weights = np.prod([a.ravel() for a in weights], axis=0)
+    def __init__(self, log_likelihood: Callable, dims: int = 1, nodes: int = 8):
+        if dims not in (1, 2):
+            raise ValueError(f"dims must be 1 or 2, got {dims}; take fewer latents, or simulate")
+        self.log_likelihood, self.dims, self.nodes = log_likelihood, dims, nodes
 
     @property
     def log_evidence(self) -> float:
@@ -579,21 +648,120 @@ class LatentQuadrature:
 
         Source: ELBO-1
         """
-        values = self.log_likelihood(self.nodes)
-        return float(values.max() + np.log(self.weights @ np.exp(values - values.max())))
+        rough, fine = (_log_sum(log_mass) for _, log_mass in self._rules)
+        _agree("log p(x) at two resolutions", rough, fine, 1.0)
+        return float(fine)
 
     def posterior_mean(self, f: Callable):
         """E[f(z) | x]: f takes (M, K) and returns (M, ...).
 
         Source: ELBO-1
         """
-        shares = self.weights * np.exp(self.log_likelihood(self.nodes) - self.log_evidence)
-        return np.tensordot(shares, f(self.nodes), axes=1)
+        found = []
+        for z, log_mass in self._rules:
+            shares, values = np.exp(log_mass - _log_sum(log_mass)), f(z)
+            found.append([np.tensordot(shares, v, axes=1) for v in (values, np.abs(values))])
+        (rough, _), (fine, size) = found
+        _agree("E[f(z) | x] at two resolutions", rough, fine, size)
+        return fine
 
     def reconstruction(self, mean, logvar) -> float:
-        """E_q[-log p(x | z)] under q = N(mean, e^logvar), each (K,).
+        """E_q[-log p(x | z)] under q = N(mean, e^logvar), each (K,), by Gauss–Hermite.
 
         Source: ELBO-5
         """
-        z = np.exp(0.5 * logvar) * self.nodes + mean
-        return -float(self.weights @ self.log_likelihood(z))
+        found = []
+        for nodes in (96, 128):
+            at, weights = _tensor(*np.polynomial.hermite_e.hermegauss(nodes), self.dims)
+            values = self.log_likelihood(np.exp(0.5 * logvar) * at + mean)
+            shares = weights / weights.sum()
+            found.append((-shares @ values, shares @ np.abs(values)))
+        (rough, _), (fine, size) = found
+        _agree("E_q[-log p(x | z)] at two resolutions", rough, fine, size)
+        return float(fine)
+
+    @cached_property
+    def _rules(self):
+        """Nodes z (M, K) and the log of their shares of p(x) (M,), at two resolutions."""
+        rules = [self._settled(self.nodes, 2), self._settled(self.nodes + 2, 3)]
+        for z, log_mass in rules:
+            outside = np.abs(z).max(axis=1) > 60.0
+            beyond = np.exp(log_mass[outside] - _log_sum(log_mass)).sum()
+            if beyond > TOLERANCE:
+                raise ValueError(
+                    f"the posterior must lie within |z_i| ≤ 60, but {beyond:.2g} of it is beyond; "
+                    "take an x that the decoder reaches from there"
+                )
+        return rules
+
+    def _settled(self, nodes: int, panels: int):
+        """Halve the boxes of [-64, 64]^K until their masses stand still.
+
+        A box is left out when it cannot matter even if log p(z, x) rises in it, above its largest
+        value at a node, by as much as it varies among the nodes. It is done when halving it changes
+        nothing and the log-density varies little in it.
+        """
+        at, weights = _tensor(*np.polynomial.legendre.leggauss(nodes), self.dims)
+        half = RADIUS / panels
+        edges = (2.0 * np.arange(panels) + 1.0) * half - RADIUS
+        centres, _ = _tensor(edges, edges, self.dims)
+        corners, _ = _tensor(np.asarray([-1.0, 1.0]), np.ones(2), self.dims)
+
+        def masses(centres, half):
+            z = centres[:, None, :] + half * at
+            heights = self._log_joint(z.reshape(-1, self.dims)).reshape(z.shape[:2])
+            return z, heights, heights + np.log(weights) + self.dims * log(half)
+
+        _, _, coarse = masses(centres, half)
+        kept_z: list[np.ndarray] = []
+        kept_mass: list[np.ndarray] = []
+        spent = 0
+        while len(centres):
+            half *= 0.5
+            centres = (centres[:, None, :] + half * corners).reshape(-1, self.dims)
+            z, heights, fine = masses(centres, half)
+            spent += heights.size
+            if spent > MOST_NODES:
+                raise ValueError(
+                    f"the boxes must settle within {MOST_NODES} nodes, but {len(centres)} of width "
+                    f"{2.0 * half:.2g} have not; take a smoother or wider log p(x | z)"
+                )
+            family = (len(coarse), -1)
+            total = _log_sum(np.concatenate([*kept_mass, fine.ravel()]))
+            before = np.exp(np.minimum(coarse - total, 99.0)).sum(axis=1)
+            after = np.exp(fine - total).reshape(family).sum(axis=1)
+            top = heights.reshape(family).max(axis=1)
+            varies = top - heights.reshape(family).min(axis=1)
+            ceiling = top + varies + self.dims * log(4.0 * half) - total
+            done = (np.abs(after - before) <= 1e-10 + 1e-7 * after) & (varies <= 100.0)
+            kept, split = (np.repeat(a, len(corners)) for a in (done, ~done & (ceiling > -30.0)))
+            kept_z.append(z[kept].reshape(-1, self.dims))
+            kept_mass.append(fine[kept].ravel())
+            centres, coarse = centres[split], fine[split]
+        return np.concatenate(kept_z), np.concatenate(kept_mass)
+
+    def _log_joint(self, z):
+        square = (z * z).sum(axis=1) + self.dims * log(2.0 * pi)
+        values = self.log_likelihood(z) - 0.5 * square
+        if not np.all(np.isfinite(values)):
+            raise ValueError("log p(x | z) must be finite on |z_i| ≤ 64, but is not; clip it there")
+        return values
+
+
+def _tensor(x, w, dims: int):
+    """A rule on the line -> the product rule: x, w (M,) -> (Mᴷ, K), (Mᴷ,)."""
+    axes, weights = (np.meshgrid(*[a] * dims, indexing="ij") for a in (x, w))
+    return np.stack([a.ravel() for a in axes], axis=-1), np.prod(weights, axis=0).ravel()
+
+
+def _log_sum(a) -> float:
+    return a.max() + np.log(np.exp(a - a.max()).sum())
+
+
+def _agree(what: str, one, other, size):
+    """Raise unless two numbers that should be equal differ by at most TOLERANCE·size."""
+    if not np.all(np.abs(other - one) <= TOLERANCE * size):
+        raise ValueError(
+            f"{what} must agree within {TOLERANCE:g} of the size, got {one} and {other}; take a "
+            "smoother integrand, or one whose scales lie closer together"
+        )
