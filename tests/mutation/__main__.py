@@ -38,7 +38,7 @@ TARGETS = [
 ]
 ALSO: dict[str, list[str]] = {}
 ALLOWED = Path(__file__).with_name("allowed.toml")
-ONE_IN = 15
+ONE_IN = 5
 
 
 def tests_of(path: Path) -> list[Path]:
