@@ -292,7 +292,8 @@ def test_the_joint_of_a_chain_by_its_steps(seed, nodes):
         mean = model.offset[i] + (model.arrows[i, i - 1] * v[:, i - 1] if i else 0.0)
         step = [Gaussian(m[None], model.variances[i] * np.eye(1)) for m in mean + np.zeros(4)]
         by_hand += [law.log_prob(row[i : i + 1]) for law, row in zip(step, v, strict=True)]
-    np.testing.assert_allclose(model.log_prob(v), by_hand, rtol=1e-9, atol=1e-9)
+    for got in (model.log_prob(v), model.log_prob(v[:, None])[:, 0]):
+        np.testing.assert_allclose(got, by_hand, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(model.joint.log_prob(v), by_hand, rtol=1e-7, atol=1e-7)
 
 
