@@ -6,11 +6,14 @@ and any other pair is as good. Levels come from a `Schedule`, or from a learned 
 
     ᾱ = e^ℓ      1 - ᾱ = -expm1(ℓ)      α = ᾱ_t/ᾱ_s = e^(now - before)      β = 1 - α
 
-Nothing here is ever formed as 1 - (a number near 1), and s = 0 needs no case of its own.
+Nothing here is ever formed as 1 - (a number near 1), and s = 0 needs no case of its own. Levels
+are not checked here: one above 0, or `now` above `before`, gives NaN or a negative variance.
 """
 
 from scratchgen.core.arrays import example_sum, namespace, per_example
 from scratchgen.core.numerics import normal_log_pdf
+
+ROUNDING = 1e-14
 
 
 def kernel(now, before=0.0):
@@ -70,7 +73,13 @@ def signal_and_noise(level, like):
 
 
 def shaped(coefficient, like):
-    """A float64 coefficient per example (N,), shaped to multiply `like` (N, ...), in its dtype."""
+    """A float64 coefficient per example (N,), shaped to multiply `like` (N, ...), in its dtype.
+
+    Raises:
+        TypeError: `like` does not hold floating numbers, which the coefficient would be cut to.
+    """
+    if not namespace(coefficient).isdtype(like.dtype, "real floating"):
+        raise TypeError(f"data must be floating numbers, got {like.dtype}; scale pixels first")
     return per_example(namespace(coefficient).astype(coefficient, like.dtype), like)
 
 
@@ -118,8 +127,9 @@ def q_posterior(x0, x_t, now, before):
 def ddim_step(x0, eps, noise, variance, before):
     """x_s = √ᾱ_s x_0 + √(1-ᾱ_s-σ²) ε + σ z, where x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε.
 
-    Any σ² from 0 to 1-ᾱ_s leaves q(x_s | x_0) as it is; σ² = β̃ gives the posterior of the forward
-    process, σ² = 0 a deterministic step. With predictions in the place of x0 and eps, the sampler.
+    Any σ² from 0 to 1-ᾱ_s leaves q(x_s | x_0) as it is, and a larger one gives NaN. σ² = β̃ gives
+    the posterior of the forward process, σ² = 0 a deterministic step. With predictions in the place
+    of x0 and eps it is the sampler.
 
     Args:
         x0, eps, noise: (N, ...).
@@ -133,8 +143,9 @@ def ddim_step(x0, eps, noise, variance, before):
     """
     xp = namespace(before)
     signal, spread = kernel(before)
-    kept = xp.sqrt(xp.maximum(spread - variance, 0.0))  # σ² = 1-ᾱ_s may be off by its rounding
-    moved = shaped(kept, eps) * eps + shaped(xp.sqrt(variance), noise) * noise
+    left = spread - variance
+    left = xp.where(xp.abs(left) < ROUNDING, 0.0, left)  # σ² = 1-ᾱ_s may be off by its rounding
+    moved = shaped(xp.sqrt(left), eps) * eps + shaped(xp.sqrt(variance), noise) * noise
     return shaped(signal, x0) * x0 + moved
 
 

@@ -112,10 +112,10 @@ def assert_mean(
         Check, which is also appended to `checks`.
 
     Raises:
-        MonteCarloFailure: the means provably differ.
+        MonteCarloFailure: the means provably differ, or a sample is not finite.
         Underpowered: nothing was proved within `most` samples.
-        ValueError: the resolution is not positive, `first` exceeds `most`, or a draw has not the
-            shape above.
+        ValueError: resolution, alpha or growth is out of its range, `first` exceeds `most`, or a
+            draw has not the shape above.
 
     Source: [Berger 1996]
     """
@@ -175,10 +175,10 @@ def assert_law(
         Check, which is also appended to `checks`.
 
     Raises:
-        MonteCarloFailure: the values are provably not uniform.
+        MonteCarloFailure: the values are provably not uniform, or one is not finite.
         Underpowered: nothing was proved within `most` samples.
-        ValueError: the resolution is not positive, `first` exceeds `most`, or a draw has not the
-            shape above.
+        ValueError: resolution, alpha or growth is out of its range, `first` exceeds `most`, or a
+            draw has not the shape above.
 
     Source: [Massart 1990]
     """
@@ -204,8 +204,11 @@ def _looks(
     resolution: float, alpha: float, first: int, growth: int, most: int
 ) -> Iterator[tuple[int, int, float]]:
     """(n, look, the look's share of alpha), as long as n ≤ most; the shares sum to alpha."""
-    if not resolution > 0.0:
-        raise ValueError(f"the resolution must be positive, got {resolution}")
+    if not (resolution > 0.0 and 0.0 < alpha < 1.0 and growth >= 2):
+        raise ValueError(
+            "need a positive resolution, alpha between 0 and 1 and growth ≥ 2, got "
+            f"{resolution}, {alpha} and {growth}"
+        )
     if first > most:
         raise ValueError(f"the first look takes {first} samples, more than the {most} allowed")
     n, look = first, 0
@@ -219,13 +222,17 @@ def _counted(drawn, n: int):
 
     Raises:
         ValueError: it is not.
+        MonteCarloFailure: a number is not finite.
     """
-    values, *controls = map(np.shape, drawn if isinstance(drawn, tuple) else (drawn,))
+    parts = drawn if isinstance(drawn, tuple) else (drawn,)
+    values, *controls = map(np.shape, parts)
     if values != (n,) or any(len(shape) != 2 or shape[0] != n for shape in controls):
         raise ValueError(
             f"a draw of {n} samples must have shape ({n},), and its controls ({n}, c), got "
             + " and ".join(map(str, (values, *controls)))
         )
+    if not all(np.isfinite(part).all() for part in parts):
+        raise MonteCarloFailure(f"of {n} samples some are not finite, so they have no mean")
     return drawn
 
 

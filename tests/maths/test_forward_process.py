@@ -303,6 +303,23 @@ def test_a_ddim_step_keeps_the_marginal_and_holds_the_posterior(seed, pair, shar
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
 
 
+@given(st.floats(-6.0, -1e-3))
+def test_a_ddim_step_takes_no_more_variance_than_there_is(level):
+    """All of it, however that was rounded, leaves the mean and no ε; more is not a number."""
+    before, one = np.asarray([level]), np.ones((1, 1))
+    full = 1.0 - np.exp(before)
+    step = f.ddim_step(0.0 * one, one, 0.0 * one, full, before)
+    assert abs(step[0, 0]) < 1e-6
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(f.ddim_step(one, one, one, 1.01 * full, before)).all()
+
+
+def test_whole_numbers_are_no_data():
+    pixels = np.arange(4, dtype=np.uint8).reshape(1, 4)
+    with pytest.raises(TypeError, match="must be floating numbers, got uint8"):
+        f.q_sample(pixels, np.ones((1, 4)), np.asarray([-0.5]))
+
+
 @pytest.mark.equation("VDM-5")
 @given(st.floats(0.1, 5.0), noise_levels())
 def test_unit_variance_is_kept_and_any_other_forgotten(variance, levels):

@@ -79,6 +79,7 @@ def test_joint_is_marginal_times_conditional(seed, dims):
     assert float(total) == pytest.approx(float(law.log_prob(v)), rel=1e-8, abs=1e-8)
 
 
+@pytest.mark.equation("ELBO-1")
 @given(seeds(), sizes(4))
 def test_given_nothing_a_law_is_itself(seed, dims):
     law = random_gaussian(seed, dims)

@@ -121,7 +121,11 @@ def gaps(fast: bool) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutation")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--fast", action="store_true", help="a part that is always the same")
     parser.add_argument("--keys", action="store_true", help="faults planted for the keys")
@@ -130,6 +134,9 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds for a mutant")
     args = parser.parse_args()
     files = [path.resolve() for path in args.files] or TARGETS
+    for path in files:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     if args.list:
         print(*(mutant for path in files for mutant in chosen(path, args.fast)), sep="\n")
         return 0
@@ -140,4 +147,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is proved")

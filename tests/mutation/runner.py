@@ -36,6 +36,7 @@ def with_tests(
 
     Raises:
         RuntimeError: they cannot be collected.
+        KeyboardInterrupt: it came while they were collected or run.
     """
     settings.register_profile(
         "faults",
@@ -57,7 +58,7 @@ def with_tests(
             gc.freeze()  # so that collecting garbage in a child copies no memory
             try:
                 work(session.items)
-            except Exception as error:
+            except BaseException as error:  # an interrupt too: pytest would swallow it
                 failed.append(error)
             return True
 
@@ -66,9 +67,11 @@ def with_tests(
         quiet = ["-p", "no:cacheprovider", "-s", "-qq", "--no-header", "--no-summary", "-m", ""]
         quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         where = ["-c", str(ROOT / "setup.cfg"), "--rootdir", str(ROOT), *map(str, paths)]
-        pytest.main([*quiet, *where], plugins=[Plugin()])
+        code = pytest.main([*quiet, *where], plugins=[Plugin()])
     if failed:
         raise failed[0]
+    if code == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
     if not done:
         raise RuntimeError(f"the tests of {', '.join(map(str, paths))} cannot be collected")
 

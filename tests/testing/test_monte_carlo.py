@@ -440,3 +440,21 @@ def test_enough_samples_decide_at_the_first_look():
         for trial in range(300)
     ]
     assert looks.count(1) >= 297
+
+
+def test_what_is_not_finite_has_no_mean():
+    for odd in (np.nan, np.inf):
+        values = lambda n, look, odd=odd: np.where(np.arange(n) == n - 1, odd, 0.5)
+        with pytest.raises(MonteCarloFailure, match="not finite"):
+            assert_mean(values, 0.5, resolution=0.1)
+        with pytest.raises(MonteCarloFailure, match="not finite"):
+            assert_law(values, resolution=0.1)
+        controlled = lambda n, look, odd=odd: (np.ones(n), np.full((n, 1), odd))
+        with pytest.raises(MonteCarloFailure, match="not finite"):
+            assert_mean(controlled, 1.0, resolution=0.1)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"alpha": 1.0}, {"growth": 1}])
+def test_probabilities_and_growth_have_their_range(wrong):
+    with pytest.raises(ValueError, match="alpha between 0 and 1 and growth ≥ 2"):
+        assert_mean(lambda n, look: np.ones(n), 1.0, resolution=0.1, spread=1.0, **wrong)
