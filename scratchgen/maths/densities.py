@@ -19,7 +19,8 @@ BLOCK = 1 << 21  # numbers worked on at a time, so that memory does not grow wit
 class Density(ABC):
     """A law of x ∈ R^D with a density; `dims` is D.
 
-    Arrays belong to the backend the density was built with, and so must the stream's.
+    Arrays belong to the backend the density was built with, and so must the stream's. Points whose
+    last axis is not D are refused with a ValueError.
     """
 
     dims: int
@@ -151,11 +152,13 @@ class Mixture(Density):
             A Mixture.
 
         Raises:
-            ValueError: the level is not negative.
+            ValueError: the level is not negative, or x_t is not (D,).
 
         Source: DDPM-7
         """
         xp = self.backend.xp
+        if x_t.shape != (self.dims,):
+            raise ValueError(f"x_t must be ({self.dims},), got {x_t.shape}")
         shares, means, covariances = self._conditioned(x_t[None, :], level)
         shares, means = xp.squeeze(shares, axis=1), xp.squeeze(means, axis=2)
         return Mixture(self.backend, shares, means, covariances)
@@ -236,11 +239,22 @@ class Mixture(Density):
 
     def _by_rows(self, f, x):
         """f: (M, D) -> (M, ...) applied to all rows of x (..., D), a block of them at a time."""
-        xp, flat = namespace(x), rows(x)
+        xp, flat = namespace(x), rows(with_dims(x, self.dims))
         n, size = flat.shape[0], BLOCK // (self.means.shape[0] * self.dims) + 1
         edges = [0, *range(size, n, size), n]
         y = xp.concat([f(flat[first:last, :]) for first, last in pairwise(edges)])
         return xp.reshape(y, x.shape[:-1] + y.shape[1:])
+
+
+def with_dims(x, dims: int):
+    """x, where it is (..., dims).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if x.shape[-1:] != (dims,):
+        raise ValueError(f"x must be (..., {dims}), got {x.shape}")
+    return x
 
 
 def identity(backend: Backend, dims: int):

@@ -11,7 +11,7 @@ from math import ceil, cos, inf, log, pi, sin, sqrt
 
 from scratchgen.core.arrays import Backend, full_like, namespace, ones, rows
 from scratchgen.core.numerics import level_centres, logsumexp
-from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax
+from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax, with_dims
 from scratchgen.maths.distributions import discretised_normal_nll
 
 MOST_NODES = 1 << 13  # of an open piece: their weights take a matrix of half the square of that
@@ -165,7 +165,7 @@ class Checker(Density):
 
     def log_prob(self, x):
         """log p(x) in nats: (..., 2) -> (...); -inf off the dark squares of a clean board."""
-        xp = namespace(x)
+        xp = namespace(with_dims(x, self.dims))
         signal, _ = signal_and_variance(self.level)
         height = -log(len(self._dark)) - 2.0 * log(signal * self.width)
         if self.level == 0.0:
@@ -192,7 +192,7 @@ class Checker(Density):
         """
         if self.level == 0.0:
             raise ValueError("a clean board has no score; ask checker.noised(level), level < 0")
-        xp = namespace(x)
+        xp = namespace(with_dims(x, self.dims))
         products, slopes = self._products(x)
         return xp.reshape(xp.sum(softmax(products)[:, None, :] * slopes, axis=0).T, x.shape)
 

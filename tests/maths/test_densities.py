@@ -1,6 +1,7 @@
 """maths/densities.py against integrals, derivatives, convolutions, Bayes' rule and simulation."""
 
 from math import exp, expm1, inf, log, nan, sqrt
+from re import escape
 
 import autograd
 import numpy as np
@@ -328,6 +329,27 @@ def test_only_the_ratios_of_the_weights_matter(mixture, factor, seed):
     scaled = Mixture(NUMPY, factor * mixture.weights, mixture.means, mixture.covariances)
     np.testing.assert_allclose(scaled.weights, mixture.weights, rtol=1e-14)
     np.testing.assert_allclose(scaled.log_prob(x), mixture.log_prob(x), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), (2, 0), ()])
+def test_points_have_the_dimension_of_the_mixture(shape):
+    mixture, x = mixture_of(1, 3, 2), np.zeros(shape)
+    for ask in (
+        mixture.log_prob,
+        mixture.log_joint,
+        mixture.responsibilities,
+        mixture.score,
+        lambda x: mixture.posterior_mean(x, -1.0),
+        lambda x: mixture.posterior_covariance(x, -1.0),
+    ):
+        with pytest.raises(ValueError, match=escape(f"x must be (..., 2), got {shape}")):
+            ask(x)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 2), ()])
+def test_a_posterior_is_given_one_point(shape):
+    with pytest.raises(ValueError, match=escape(f"x_t must be (2,), got {shape}")):
+        mixture_of(1, 3, 2).posterior(np.zeros(shape), -1.0)
 
 
 @pytest.mark.parametrize("level", [0.1, nan])

@@ -2,6 +2,7 @@
 
 from functools import partial
 from math import exp, expm1, inf, log, nan, pi
+from re import escape
 
 import autograd
 import numpy as np
@@ -379,6 +380,15 @@ def test_a_curve_of_one_s_own():
     x = np.asarray([[2.9, 0.1], [0.0, 1.1], [0.0, 0.0]])
     want = blurred(ellipse(u), np.full(4000, 1.0 / 4000), 0.01, x)
     np.testing.assert_allclose(curve.log_prob(x), want, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), ()])
+def test_points_lie_in_the_plane(shape):
+    board = Checker(NUMPY)
+    noised, ring = board.noised(-1.0), planar.rings(NUMPY, variance=1.0)
+    for ask in (board.log_prob, noised.log_prob, noised.score, ring.log_prob, ring.score):
+        with pytest.raises(ValueError, match=escape(f"x must be (..., 2), got {shape}")):
+            ask(np.zeros(shape))
 
 
 @every_density
