@@ -9,7 +9,8 @@ number per example. Everything is derived from it without a difference of nearly
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
+from math import inf, log
+from numbers import Integral
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class Schedule:
 
         The two ends belong to a schedule of `reference` steps; scaling keeps the noise of the whole
         chain, and from T = 3 on it leaves too little signal for `report` to warn. T = 1 and T = 2
-        leave too much. The cut at 0.999 is felt below T = 20. `reference=steps` takes the ends as
+        leave too much. The cut at 0.999 is felt up to T = 20. `reference=steps` takes the ends as
         they are.
 
         Args:
@@ -123,12 +124,18 @@ class Schedule:
             Schedule.
 
         Raises:
-            ValueError: ᾱ does not fall strictly, or falls below 0.
+            ValueError: the function does not return (T+1,), or ᾱ does not fall strictly, or falls
+                below 0.
 
         Source: [Nichol 2021]
         """
         u = np.linspace(0.0, 1.0, _at_least_one(steps) + 1)
         alpha_bar = np.asarray(function(u), dtype=np.float64)
+        if alpha_bar.shape != u.shape:
+            raise ValueError(
+                f"the function must return one alpha_bar for each u {u.shape}, got shape "
+                f"{alpha_bar.shape}"
+            )
         good = (np.diff(alpha_bar) < 0.0) & (alpha_bar[1:] >= 0.0)
         if not np.all(good):
             t = 1 + int(np.argmin(good))
@@ -185,8 +192,11 @@ class Schedule:
             t: (N,), integers in 0..T, of any array library.
 
         Raises:
-            ValueError: t is a host array and holds an index outside 0..T.
+            ValueError: t is not an integer array (N,), or it is a host array and holds an index
+                outside 0..T.
         """
+        if not (_one_row(t) and namespace(t).isdtype(t.dtype, "integral")):
+            raise ValueError(f"t must be an integer array (N,), got {_kind(t)}")
         if isinstance(t, np.ndarray):
             outside = t[(t < 0) | (t > self.steps)]
             if outside.size:
@@ -206,11 +216,16 @@ class Schedule:
         Returns:
             TerminalReport.
 
+        Raises:
+            ValueError: the second moment is negative or not finite.
+
         Warns:
             SignalLeft: L_T is 1e-4 nats per dimension or more.
 
         Source: VDM-6, VDM-1, DDPM-5
         """
+        if not 0.0 <= second_moment < inf:
+            raise ValueError(f"a second moment is finite and at least 0, got {second_moment}")
         alpha_bar, log_noise = self.alpha_bar[-1], log1mexp(-self.log_alpha_bar[-1])
         prior_kl = 0.5 * (alpha_bar * second_moment + expm1_minus(log_noise))
         report = TerminalReport(float(alpha_bar), float(self.snr[-1]), float(prior_kl))
@@ -218,8 +233,8 @@ class Schedule:
             warnings.warn(
                 f"x_T keeps alpha_bar = {report.alpha_bar:.2g} of the data, "
                 f"{report.prior_kl:.2g} nats per dimension from the standard normal (limit "
-                f"{SIGNAL_LIMIT:g}): sampling would start from what training never saw. Raise "
-                "the betas",
+                f"{SIGNAL_LIMIT:g}): sampling would start from what training never saw. Take "
+                "more steps or larger betas",
                 SignalLeft,
                 stacklevel=2,
             )
@@ -282,14 +297,19 @@ class LearnedGamma(Module):
         """γ and its derivative at every t.
 
         Args:
-            t: (N,), in [0, 1].
+            t: (N,), in [0, 1], which is not checked.
 
         Returns:
             (γ, γ'): each (N,).
             pullback: (dγ, dγ') -> dt (N,).
 
+        Raises:
+            ValueError: t is not an array (N,).
+
         Source: [Kingma 2021]
         """
+        if not _one_row(t):
+            raise ValueError(f"t must be an array (N,), got {_kind(t)}")
         start, log_rise = self.start.read(), self.log_rise.read()
         log_weight, log_slope = self.log_weight.read(), self.log_slope.read()
         centre = self.centre.read()
@@ -332,9 +352,17 @@ class LearnedGamma(Module):
 
 
 def _at_least_one(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"a schedule needs at least one step, got {steps}")
+    if not (isinstance(steps, Integral) and steps >= 1):
+        raise ValueError(f"steps must be a whole number and at least 1, got {steps}")
     return steps
+
+
+def _one_row(t) -> bool:
+    return getattr(t, "ndim", 0) == 1
+
+
+def _kind(t) -> str:
+    return f"{t.dtype} {t.shape}" if hasattr(t, "shape") else type(t).__name__
 
 
 def _filled(value: float):

@@ -5,6 +5,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import cache
 from math import exp, log
+from re import escape
 
 import numpy as np
 import pytest
@@ -140,14 +141,17 @@ def test_bad_schedules_are_refused():
         with pytest.raises(ValueError, match=message):
             Schedule(betas)
     for build in (Schedule.linear, Schedule.cosine):
-        with pytest.raises(ValueError, match="at least one step, got 0"):
-            build(0)
+        for steps in (0, 10.0):
+            with pytest.raises(ValueError, match=rf"a whole number and at least 1, got {steps}$"):
+                build(steps)
     for function, message in (
         (lambda u: 1.0 + u, "got 1.5 at u = 0.5 after 1.0"),
         (lambda u: np.minimum(1.0, 1.5 - u), "got 1.0 at u = 0.5 after 1.0"),
         (lambda u: 0.9 - u, "got -0.09999999999999998 at u = 1.0 after 0.4"),
         (lambda u: 0.0 * u, "got 0.0 at u = 0.5 after 0.0"),
         (lambda u: np.nan * u, "got nan at u = 0.5"),
+        (lambda u: 1.0 - 0.5 * u[:2], r"for each u \(3,\), got shape \(2,\)"),
+        (lambda u: 0.5, r"for each u \(3,\), got shape \(\)"),
     ):
         with pytest.raises(ValueError, match=message):
             Schedule.from_alpha_bar(function, 2)
@@ -160,6 +164,22 @@ def test_levels_are_float64_wherever_t_lives(born):
     assert level.dtype == born.xp.float64
     assert level.device == t.device
     np.testing.assert_array_equal(host(level), HO.log_alpha_bar[[0, 1, 7, 1000, 1]])
+
+
+@pytest.mark.parametrize(
+    ("t", "kind"),
+    [
+        (5, "int"),
+        (np.int64(5), "int64 ()"),
+        ([1, 2], "list"),
+        (np.ones(1), "float64 (1,)"),
+        (np.ones(1, bool), "bool (1,)"),
+        (np.ones((2, 2), np.int64), "int64 (2, 2)"),
+    ],
+)
+def test_steps_are_a_row_of_integers(t, kind):
+    with pytest.raises(ValueError, match=escape(f"t must be an integer array (N,), got {kind}")):
+        HO.level(t)
 
 
 def test_host_steps_out_of_range_are_refused():
@@ -209,6 +229,17 @@ def test_signal_that_is_left_is_reported():
     with pytest.warns(SignalLeft, match=r"alpha_bar = 0\.36 .* 0\.23 nats") as caught:
         Schedule.linear(100, reference=100).report(second_moment=1.0)
     assert caught[0].filename == __file__
+
+
+def test_a_schedule_that_is_too_short_needs_more_steps():
+    with pytest.warns(SignalLeft, match="Take more steps or larger betas$"):
+        Schedule.cosine(3).report()
+
+
+@pytest.mark.parametrize("moment", [-1.0, np.nan, np.inf])
+def test_a_second_moment_is_refused_where_no_data_have_it(moment):
+    with pytest.raises(ValueError, match=f"finite and at least 0, got {moment}"):
+        HO.report(moment)
 
 
 @pytest.mark.equation("DDPM-5")
@@ -390,6 +421,20 @@ def test_empty_batches_pass():
     bound(gamma)
     (value, slope), pullback = gamma(np.zeros(0))
     assert value.shape == slope.shape == pullback(value, slope).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("t", "kind"),
+    [
+        (0.5, "float"),
+        ([0.5], "list"),
+        (np.asarray(0.5), "float64 ()"),
+        (np.zeros((2, 2)), "float64 (2, 2)"),
+    ],
+)
+def test_times_are_one_row(t, kind):
+    with pytest.raises(ValueError, match=escape(f"t must be an array (N,), got {kind}")):
+        LearnedGamma()(t)
 
 
 def test_a_gamma_that_cannot_rise_is_refused():
