@@ -26,8 +26,12 @@ def fit_mixture(
 ) -> tuple[Mixture, list[float]]:
     """A full-covariance mixture of normals: k-means++ centres, then expectation maximisation.
 
+    EM ends in a local optimum, and which one depends on the centres: restarts are other streams,
+    and the fit with the largest J is the one to keep. It has converged if the history is shorter
+    than iterations + 1; else the iterations ran out first.
+
     Args:
-        x: (N, D), N ≥ components.
+        x: (N, D), floating, N ≥ components.
         components: K ≥ 1.
         stream: draws the centres; of x's backend.
         iterations: at most so many.
@@ -37,14 +41,17 @@ def fit_mixture(
         the Mixture, and J before the first and after every iteration.
 
     Raises:
-        ValueError: fewer rows than components, or a number out of its range; or, at ridge 0, a
-            component collapsed.
+        ValueError: x is not floating, fewer rows than components, or a number out of its range; or,
+            at ridge 0, a component collapsed.
 
     Source: [Dempster 1977]
     """
     if x.ndim != 2 or not 1 <= components <= x.shape[0]:
         raise ValueError(f"need x (N, D) and 1 ≤ components ≤ N, got {x.shape} and {components}")
-    if not bool(namespace(x).all(namespace(x).isfinite(x))):
+    xp = namespace(x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise ValueError(f"x must be floating, got {x.dtype}")
+    if not bool(xp.all(xp.isfinite(x))):
         raise ValueError("every number of x must be finite, got some that are not")
     if not (iterations >= 0 and ridge >= 0.0):
         raise ValueError(f"need iterations ≥ 0 and ridge ≥ 0, got {iterations} and {ridge}")

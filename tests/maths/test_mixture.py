@@ -243,6 +243,7 @@ def test_bic_counts_the_free_numbers_and_finds_the_number_of_components():
         (np.zeros((2, 2)), {"components": 3}, "components ≤ N"),
         (np.zeros((2, 2)), {"components": 0}, "1 ≤ components"),
         (np.zeros(3), {"components": 1}, r"x \(N, D\)"),
+        (np.zeros((2, 2), np.int64), {"components": 1}, "x must be floating, got int64"),
         (np.asarray([[0.0], [np.nan]]), {"components": 1}, "finite"),
         (np.zeros((2, 2)), {"components": 1, "ridge": -1.0}, "ridge ≥ 0"),
         (np.zeros((2, 2)), {"components": 1, "iterations": -1}, "iterations ≥ 0"),
