@@ -123,6 +123,10 @@ def reverse_step(x_t, score, noise, variance, now, before):
 def reverse_chain(score, x_last, noise, variances, levels):
     """x_T, ..., x_1, x_0 by `reverse_step`, the last step without noise.
 
+    A Density is the score `lambda x, level: density.noised(float(level[0])).score(x)`, and a
+    Schedule has levels `schedule.log_alpha_bar[:, None]` and variances `schedule.beta[:, None]` or
+    `schedule.posterior_variance[:, None]`, one row for all examples.
+
     Args:
         score: (x_t (N, ...), level) -> (N, ...).
         x_last: x_T (N, ...).
