@@ -13,8 +13,6 @@ are not checked here: one above 0, or `now` above `before`, gives NaN or a negat
 from scratchgen.core.arrays import example_sum, namespace, per_example
 from scratchgen.core.numerics import normal_log_pdf
 
-ROUNDING = 1e-14
-
 
 def kernel(now, before=0.0):
     """q(x_t | x_s) = N(√α x_s, β I) with α = ᾱ_t/ᾱ_s, β = 1 - α.
@@ -127,9 +125,9 @@ def q_posterior(x0, x_t, now, before):
 def ddim_step(x0, eps, noise, variance, before):
     """x_s = √ᾱ_s x_0 + √(1-ᾱ_s-σ²) ε + σ z, where x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε.
 
-    Any σ² from 0 to 1-ᾱ_s leaves q(x_s | x_0) as it is, and a larger one gives NaN. σ² = β̃ gives
-    the posterior of the forward process, σ² = 0 a deterministic step. With predictions in the place
-    of x0 and eps it is the sampler.
+    Any σ² from 0 to 1-ᾱ_s = kernel(before)[1] leaves q(x_s | x_0) as it is, and a larger one gives
+    NaN. σ² = β̃ gives the posterior of the forward process, σ² = 0 a deterministic step. With
+    predictions in the place of x0 and eps it is the sampler.
 
     Args:
         x0, eps, noise: (N, ...).
@@ -143,9 +141,7 @@ def ddim_step(x0, eps, noise, variance, before):
     """
     xp = namespace(before)
     signal, spread = kernel(before)
-    left = spread - variance
-    left = xp.where(xp.abs(left) < ROUNDING, 0.0, left)  # σ² = 1-ᾱ_s may be off by its rounding
-    moved = shaped(xp.sqrt(left), eps) * eps + shaped(xp.sqrt(variance), noise) * noise
+    moved = shaped(xp.sqrt(spread - variance), eps) * eps + shaped(xp.sqrt(variance), noise) * noise
     return shaped(signal, x0) * x0 + moved
 
 
