@@ -1,8 +1,8 @@
 """Is there a fault that the tests would let pass?
 
-    python -m tests.mutation                          every mutant of the maths, about an hour
+    python -m tests.mutation                          every mutant of the maths, some 20 minutes
     python -m tests.mutation scratchgen/maths/bounds.py      of one file
-    python -m tests.mutation --fast                   every so-manieth of them, a few minutes
+    python -m tests.mutation --fast                   one in five of them, a few minutes
     python -m tests.mutation --keys [--fast]          faults planted for the keys of the catalogue
     python -m tests.mutation --list [FILES]           show the mutants, run nothing
 
@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
 from zlib import crc32
+
+import pytest
 
 from scratchgen.testing.equations import catalogue
 
@@ -62,7 +64,7 @@ def name(mutant: Mutant) -> tuple[str, str, str, str]:
 
 
 def chosen(path: Path, fast: bool) -> list[Mutant]:
-    """The mutants of a file, or every so-manieth, always the same ones."""
+    """The mutants of a file, or one in five, always the same ones."""
     found = [mutant for mutant in mutants(path) if name(mutant) not in allowed()]
     return [m for m in found if not fast or crc32(repr(name(m)).encode()) % ONE_IN == 0]
 
@@ -70,15 +72,16 @@ def chosen(path: Path, fast: bool) -> list[Mutant]:
 def survivors(paths: dict[Path, list[Path]], fast: bool, patience: float = PATIENCE) -> list[str]:
     """Run the mutants of every file against its tests; print and return what survives."""
     found = []
+    planned = {path: chosen(path, fast) for path in paths}  # read when the modules are imported
 
     def work(items):
         known = baselines(items, paths)
         for path, tests in paths.items():
             found.extend(_of_one_file(path, {i: b for i, b in known.items() if i.path in tests}))
 
-    def _of_one_file(path: Path, known: dict[object, Baseline]) -> Iterable[str]:
+    def _of_one_file(path: Path, known: dict[pytest.Item, Baseline]) -> Iterable[str]:
         start, verdicts, alive = monotonic(), Counter(), []
-        for mutant, killer in judge(chosen(path, fast), known, patience):
+        for mutant, killer in judge(planned[path], known, patience):
             verdict = killer if killer in ("timeout", "crash") else "killed"
             if killer is None:
                 verdict = "survived"
@@ -97,20 +100,21 @@ def survivors(paths: dict[Path, list[Path]], fast: bool, patience: float = PATIE
 def gaps(fast: bool) -> list[str]:
     """Faults of the catalogue's keys that no test marked with the key notices."""
     found = []
+    possible = keys.faults(fast)  # read when the modules are imported
 
     def work(items):
         tests = keys.marked(items)
         items = [item for item in items if any(item in of_key for of_key in tests.values())]
         known = baselines(items, PACKAGE.rglob("*.py"), 0.4 if fast else 600.0)
         print(f"{len(items)} tests; {monotonic() - start:.0f} s", flush=True)
-        planted = keys.faults(set(tests), fast)
+        planted = {fault: named & set(tests) for fault, named in possible.items()}
         found.extend(f"{key}: {fault}" for key, fault in keys.unnoticed(planted, tests, known))
         found.extend(f"{key}: {fault}" for key, fault in keys.unrefuted(tests, known))
         held = set().union(*planted.values())
         equations = {key for key in tests if catalogue()[key].kind == "equation"}
         found.extend(f"{key}: no function names it as its source" for key in equations - held)
         print(
-            f"{len(planted)} faults planted for {len(held)} keys, {len(found)} unnoticed; "
+            f"{sum(map(bool, planted.values()))} faults planted for {len(held)} keys, {len(found)} unnoticed; "
             f"{monotonic() - start:.0f} s"
         )
 
@@ -142,7 +146,8 @@ def main() -> int:
         return 0
     if args.keys:
         return int(bool(gaps(args.fast)))
-    judges = {path: args.tests or tests_of(path) for path in files}
+    given = [path.resolve() for path in args.tests or ()]
+    judges = {path: given or tests_of(path) for path in files}
     return int(bool(survivors(judges, args.fast, args.patience)))
 
 

@@ -33,14 +33,14 @@ def marked(items: list[pytest.Item]) -> dict[str, set[pytest.Item]]:
     return found
 
 
-def faults(keys: set[str], fast: bool) -> dict[Mutant, set[str]]:
+def faults(fast: bool) -> dict[Mutant, set[str]]:
     """What is planted, with the keys that must notice; if fast, one of a kind for each key."""
     planted: dict[Mutant, set[str]] = {}
     seen = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         named = {} if path.is_relative_to(PACKAGE / "app") else _named(path)
         for mutant in mutants(path) if named else ():
-            wanted = _keys(mutant.scope, named) & keys
+            wanted = _keys(mutant.scope, named)
             if mutant.operator not in PLANTED or mutant.guard:
                 continue
             if fast:
