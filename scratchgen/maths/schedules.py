@@ -358,7 +358,7 @@ def _at_least_one(steps: int) -> int:
 
 
 def _one_row(t) -> bool:
-    return getattr(t, "ndim", 0) == 1
+    return getattr(t, "ndim", None) == 1
 
 
 def _kind(t) -> str:
