@@ -359,8 +359,14 @@ class Diffusion(ABC):
 
 
 def _signal_and_noise(level):
-    """ᾱ and 1-ᾱ: level (N,) -> (N, 1) each."""
+    """ᾱ and 1-ᾱ: level (N,) -> (N, 1) each.
+
+    Raises:
+        ValueError: a level is positive.
+    """
     level = np.asarray(level)[..., None]
+    if np.any(level > 0.0):
+        raise ValueError(f"a noise level is log ᾱ and at most 0, got {level.max()}")
     return np.exp(level), -np.expm1(level)
 
 
@@ -371,10 +377,17 @@ class GaussianDiffusion(Diffusion):
 
     Args:
         mean: (D,).
-        variances: (D,).
+        variances: (D,), positive.
+
+    Raises:
+        ValueError: the shapes differ, or a variance is not positive.
     """
 
     def __init__(self, mean, variances):
+        if np.shape(mean) != np.shape(variances) or not np.all(np.asarray(variances) > 0.0):
+            raise ValueError(
+                f"need mean (D,) and variances (D,), all positive, got {mean} and {variances}"
+            )
         self.mean, self.variances = mean, variances
 
     @property

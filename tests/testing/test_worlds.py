@@ -735,3 +735,12 @@ def test_a_hint_gives_the_gaussian_world_around_it(slope, variance, hint_varianc
     assert spread[0, 0] == pytest.approx(exact.covariance[0, 0], rel=1e-7)
     alone = law.conditional([0], hint[1:])
     assert world.given(hint).mean[1] == pytest.approx(alone.mean[0], abs=1e-12)
+
+
+def test_a_gaussian_world_refuses_what_no_diffusion_has():
+    with pytest.raises(ValueError, match="all positive"):
+        GaussianDiffusion(np.zeros(2), np.asarray([1.0, -1.0]))
+    with pytest.raises(ValueError, match=r"need mean \(D,\) and variances \(D,\)"):
+        GaussianDiffusion(np.zeros(2), np.ones(3))
+    with pytest.raises(ValueError, match="at most 0, got 0.5"):
+        GaussianDiffusion(np.zeros(1), np.ones(1)).score(np.zeros((1, 1)), np.asarray([0.5]))
