@@ -561,7 +561,7 @@ class MixtureDiffusion(Diffusion):
             at, weights = np.polynomial.legendre.leggauss(nodes)
             x = (centres[:, None] + halves[:, None] * at).reshape(-1, 1)
             mass = (halves[:, None] * weights).ravel() * np.exp(law.log_prob(x))
-            _agree("E[1], here and exactly,", mass.sum(), 1.0, 1.0)
+            _agree("E[1], here and exactly,", mass.sum(), 1.0)
             found.append((mass @ f(x), mass @ np.abs(f(x))))
         (rough, _), (fine, size) = found
         _agree("E f(x_t) at two resolutions", rough, fine, size)
@@ -604,7 +604,7 @@ class MixtureDiffusion(Diffusion):
         """
         levels = np.asarray(level, dtype=np.float64)
         each = [
-            self.expect(lambda x, at=at: self.mixture.posterior_covariance(x, at)[:, 0, 0], at)
+            self.expect(lambda x, at=at: np.ravel(self.mixture.posterior_covariance(x, at)), at)
             if at < 0.0
             else 0.0
             for at in levels.ravel().tolist()
@@ -662,7 +662,7 @@ class LatentQuadrature:
         Source: ELBO-1
         """
         rough, fine = (_log_sum(log_mass) for _, log_mass in self._rules)
-        _agree("log p(x) at two resolutions", rough, fine, 1.0)
+        _agree("log p(x) at two resolutions", rough, fine)
         return float(fine)
 
     def posterior_mean(self, f: Callable):
@@ -771,7 +771,7 @@ def _log_sum(a) -> float:
     return a.max() + np.log(np.exp(a - a.max()).sum())
 
 
-def _agree(what: str, one, other, size):
+def _agree(what: str, one, other, size=1.0):
     """Raise unless two numbers that should be equal differ by at most TOLERANCE·size."""
     if not np.all(np.abs(other - one) <= TOLERANCE * size):
         raise ValueError(

@@ -406,6 +406,7 @@ def test_every_term_of_the_posterior_split_has_its_closed_form(seed, levels):
 
 
 @pytest.mark.equation("DDPM-8")
+@pytest.mark.equation("VDM-9")
 @given(st.lists(st.floats(0.1, 4.0), min_size=1, max_size=3), noise_levels(6))
 def test_with_the_true_reverse_variance_the_bound_is_entropy_plus_the_prior_gap(variances, levels):
     """Σ terms = h(x_0) + KL(q(x_T) ‖ N(0, I)); any other variance costs more."""

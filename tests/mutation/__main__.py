@@ -114,8 +114,8 @@ def gaps(fast: bool) -> list[str]:
         equations = {key for key in tests if catalogue()[key].kind == "equation"}
         found.extend(f"{key}: no function names it as its source" for key in equations - held)
         print(
-            f"{sum(map(bool, planted.values()))} faults planted for {len(held)} keys, {len(found)} unnoticed; "
-            f"{monotonic() - start:.0f} s"
+            f"{sum(map(bool, planted.values()))} faults planted for {len(held)} keys, "
+            f"{len(found)} unnoticed; {monotonic() - start:.0f} s"
         )
 
     start = monotonic()

@@ -456,7 +456,8 @@ def test_the_gaussian_world_by_conditioning(seed, d, level):
         marginal = joint.marginal([2])
         log_prob += marginal.log_prob(x[0, j : j + 1])
         np.testing.assert_allclose(world.score(x, at)[0, j], marginal.score(x[0, j : j + 1])[0])
-    np.testing.assert_allclose(world.log_prob(x, at)[0], log_prob, rtol=1e-9)
+    for density in (world.log_prob(x, at)[0], world.log_prob(x[0], level)):
+        np.testing.assert_allclose(density, log_prob, rtol=1e-9)
     step, spread = world.reverse(at, np.zeros(1))  # x_0 given x_t is the step to level 0
     for got, want in zip(world.posterior(x, at), (step(x), spread), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
