@@ -1,6 +1,6 @@
 """Is there a fault that the tests would let pass?
 
-    python -m tests.mutation                          every mutant of the maths, some 20 minutes
+    python -m tests.mutation                          every mutant of the maths, some 15 minutes
     python -m tests.mutation scratchgen/maths/bounds.py      of one file
     python -m tests.mutation --fast                   one in five of them, a few minutes
     python -m tests.mutation --keys [--fast]          faults planted for the keys of the catalogue
