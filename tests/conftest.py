@@ -7,7 +7,7 @@ from decimal import getcontext
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis.statistics import collector
 
 from scratchgen.testing import monte_carlo
@@ -30,15 +30,6 @@ settings.register_profile(
 )
 settings.register_profile(
     "deep", deadline=None, print_blob=True, max_examples=2000, suppress_health_check=slow_data
-)
-settings.register_profile(  # for planted faults: to find one is enough, nothing need shrink
-    "mutate",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=20,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=slow_data,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

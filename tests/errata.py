@@ -17,7 +17,8 @@ from scratchgen.maths.distributions import normal_kl
 from scratchgen.maths.forward_process import kernel, log_snr, posterior, step_log_density
 from scratchgen.models.vae import Vae
 from scratchgen.testing import worlds
-from scratchgen.testing.worlds import GaussianDiffusion, LinearGaussian, LinearNetwork
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion
+from scratchgen.testing.worlds import LinearGaussian, LinearNetwork
 
 # the originals, so that a printed form may use them even where it stands in their place
 _transition_kl = import_module("scratchgen.maths.diffusion_bound").transition_kl
@@ -268,7 +269,7 @@ def condition_at_every_time(self, u, level):
     return u + self.condition
 
 
-@printed("ERR-32", "testing.worlds:HintedDiffusion.clean_error")
+@printed("ERR-32", "testing.diffusion_worlds:HintedDiffusion.clean_error")
 def two_latents_and_no_hint(self, level):
     """A net that sees x_t and x_{t+1}: the second tells it nothing that the first does not."""
     prior = self.joint.covariance[0, 0]
@@ -340,7 +341,7 @@ def between_the_usual_two(error, now, before, dims):
     return np.clip(_optimal_variance(error, now, before, dims), least, most)
 
 
-@printed("TRAP-10", "testing.worlds:GaussianDiffusion.bound")
+@printed("TRAP-10", "testing.diffusion_worlds:GaussianDiffusion.bound")
 def as_tight_as_its_samples_are_good(self, levels, variances):
     """The bound of the best variance, whatever the variance is."""
     pairs = zip(levels[1:], levels[:-1], strict=True)

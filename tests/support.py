@@ -5,6 +5,7 @@ from functools import cache, partial
 import array_api_strict
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend, to_host
 from scratchgen.core.module import FlatParameters, Module
@@ -77,6 +78,11 @@ class Spy:
         self.paths.append(stream.path)
         self.rows.append(stream.first_row)
         return np.zeros((x.shape[0], self.width)), lambda d: np.zeros(x.shape)
+
+
+def share_of_the_examples(divisor):
+    """Fewer examples than the profile's, because each takes up to a few million samples."""
+    return settings(max_examples=max(settings().max_examples // divisor, 1))
 
 
 def noise(seed: int, look: int, *shape: int) -> np.ndarray:

@@ -8,13 +8,8 @@ from scratchgen.maths.diffusion_bound import joint_log_density
 from scratchgen.maths.forward_process import Shifted, kernel, posterior, q_chain
 from scratchgen.maths.gaussian import Gaussian
 from scratchgen.models.vae import Vae
-from scratchgen.testing.worlds import (
-    GaussianDiffusion,
-    HintedDiffusion,
-    LinearGaussian,
-    LinearNetwork,
-    distortion_at_rate,
-)
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion, HintedDiffusion
+from scratchgen.testing.worlds import LinearGaussian, LinearNetwork, distortion_at_rate
 
 from errata import CHAIN, DATA, PRINTED, STEPS, only_ours_obeys
 from support import normals

@@ -8,8 +8,8 @@ from scratchgen.core.arrays import namespace
 from scratchgen.maths import diffusion_bound, forward_process
 from scratchgen.maths.forward_process import kernel, posterior, shaped, step_log_density
 from scratchgen.maths.gaussian import Gaussian
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion
 from scratchgen.testing.strategies import noise_levels, seeds, transitions
-from scratchgen.testing.worlds import GaussianDiffusion
 
 from support import normals
 

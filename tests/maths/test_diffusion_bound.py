@@ -22,9 +22,10 @@ from scratchgen.maths.forward_process import (
 )
 from scratchgen.maths.gaussian import Gaussian
 from scratchgen.testing import oracle
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion, MixtureDiffusion
 from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import noise_levels, reals, seeds, sizes, transitions
-from scratchgen.testing.worlds import GaussianDiffusion, LinearNetwork, MixtureDiffusion
+from scratchgen.testing.worlds import LinearNetwork
 
 from support import NUMPY, host, noise, normals, on_every_backend, tolerance
 

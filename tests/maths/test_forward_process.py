@@ -13,9 +13,9 @@ from scratchgen.maths.diffusion_bound import prior_kl
 from scratchgen.maths.gaussian import Gaussian
 from scratchgen.maths.schedules import Schedule
 from scratchgen.testing import oracle
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion
 from scratchgen.testing.monte_carlo import assert_mean
 from scratchgen.testing.strategies import noise_levels, reals, seeds, sizes, transitions
-from scratchgen.testing.worlds import GaussianDiffusion
 
 from support import NUMPY, host, normals, on_every_backend, tolerance
 

@@ -15,7 +15,7 @@ from math import exp, expm1, factorial, log, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermevander
 
@@ -24,17 +24,22 @@ from scratchgen.maths.densities import Mixture
 from scratchgen.maths.forward_process import Shifted, q_posterior
 from scratchgen.maths.gaussian import Gaussian
 from scratchgen.maths.parameterisations import KWay
+from scratchgen.testing.diffusion_worlds import GaussianDiffusion
 from scratchgen.testing.strategies import reals, seeds, sizes
-from scratchgen.testing.worlds import GaussianDiffusion, LinearGaussian, regress
+from scratchgen.testing.worlds import LinearGaussian, regress
 
-from support import NUMPY, PILOT, assert_posterior, assert_refuted, noise, normals, quadratics
+from support import (
+    NUMPY,
+    PILOT,
+    assert_posterior,
+    assert_refuted,
+    noise,
+    normals,
+    quadratics,
+    share_of_the_examples,
+)
 
 FAULT = 1.02
-
-
-def share_of_the_examples(divisor):
-    """Fewer examples than the profile's, because each takes up to a few million samples."""
-    return settings(max_examples=max(settings().max_examples // divisor, 1))
 
 
 def alpha_bars(least=0.05):

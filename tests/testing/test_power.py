@@ -9,7 +9,7 @@ from math import exp, expm1, log, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchgen.maths.diffusion_bound import prior_kl, transition_kl
@@ -19,15 +19,10 @@ from scratchgen.maths.gaussian import Gaussian
 from scratchgen.testing.monte_carlo import MonteCarloFailure, assert_mean, enough_samples
 from scratchgen.testing.strategies import normal_pairs, normals_of, reals, seeds, sizes
 
-from support import assert_kl, log_ratios, noise, normals
+from support import assert_kl, log_ratios, noise, normals, share_of_the_examples
 
 FAULT, RESOLUTION = 0.02, 0.019
 LEAST_GAP = 0.448  # between means, in standard deviations of p: the KL is at least ½·0.448² > 0.1
-
-
-def share_of_the_examples(divisor):
-    """Fewer examples than the profile's, because each takes up to a few million samples."""
-    return settings(max_examples=max(settings().max_examples // divisor, 1))
 
 
 def apart(gap):
