@@ -8,7 +8,7 @@ import numpy as np
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Config, Recipe, option
 from scratchgen.core.arrays import full_like, to_host
-from scratchgen.data.digits import Digits
+from scratchgen.data.images import Images
 from scratchgen.layers.activations import sigmoid
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
@@ -88,7 +88,7 @@ class AutoencoderRecipe(Recipe):
                 lines,
             )
 
-    def evaluate(self, part: Digits, samples: int) -> dict:
+    def evaluate(self, part: Images, samples: int) -> dict:
         """The squared error per pixel, beside that of as many principal components."""
         (squared_error,), _ = self.model.loss(self.flat(part))
         per_pixel = to_host(squared_error).astype(np.float64) / self.dims
@@ -127,7 +127,7 @@ class AutoencoderRecipe(Recipe):
             "train a vae"
         )
 
-    def _baselines(self, part: Digits) -> dict[str, float]:
+    def _baselines(self, part: Images) -> dict[str, float]:
         """Errors of the mean image and of K principal components, both of the training images."""
         mean, _, axes = principal_components(self.fitted.x.reshape(len(self.fitted), -1))
         k = min(self.config.latent, self.dims)

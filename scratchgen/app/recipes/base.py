@@ -11,7 +11,8 @@ from scratchgen.app import plots
 from scratchgen.core.arrays import backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
-from scratchgen.data.digits import Digits, load_digits
+from scratchgen.data.digits import load_digits
+from scratchgen.data.images import Images
 from scratchgen.training.checkpoint import CheckpointError, load
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
 from scratchgen.training.optim import Adam, Ema, warmup_cosine
@@ -159,7 +160,7 @@ class Recipe(ABC):
         """Pictures of the training run; nothing here may look at the test part."""
 
     @abstractmethod
-    def evaluate(self, part: Digits, samples: int) -> dict:
+    def evaluate(self, part: Images, samples: int) -> dict:
         """Measures on one part of the data, ready for JSON."""
 
     @staticmethod
@@ -213,11 +214,11 @@ class Recipe(ABC):
                 f"{path} was trained with other options than config.json says: {', '.join(odd)}"
             )
 
-    def part(self, name: str) -> Digits:
+    def part(self, name: str) -> Images:
         """One part of the run's data set."""
         return DATA[self.config.data](name)
 
-    def flat(self, data: Digits):
+    def flat(self, data: Images):
         """The examples as the model reads them, (N, D), on the run's backend."""
         return self.born.asarray(data.x.reshape(len(data), -1))
 

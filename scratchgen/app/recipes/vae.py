@@ -12,7 +12,7 @@ from scratchgen.app import plots
 from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
 from scratchgen.core.arrays import full_like, to_host
 from scratchgen.core.streams import BLOCK, Stream
-from scratchgen.data.digits import Digits
+from scratchgen.data.images import Images
 from scratchgen.maths.bounds import bits_per_dim, elbo
 from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
 from scratchgen.metrics.baselines import baselines
@@ -107,7 +107,7 @@ class VaeRecipe(Recipe):
         with self.ema.applied():
             self._latent_grid(folder / "figures" / "latent_grid.png")
 
-    def evaluate(self, part: Digits, samples: int) -> dict:
+    def evaluate(self, part: Images, samples: int) -> dict:
         """The bounds with their standard errors, active units, and model-free baselines."""
         stream = Stream(0, self.born).at("evaluate")
         found = vae_bounds(self.model, self.flat(part), stream, self.config.latent, samples)
