@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from decimal import getcontext
 
+import matrix
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -145,7 +146,7 @@ def pytest_terminal_summary(terminalreporter):
     say = terminalreporter.write_line
     missing = "" if any(name.startswith("cupy") for name in NAMES) else " (no CuPy device here)"
     say(f"backends: {', '.join(NAMES)}{missing}")
-    for line in _table():
+    for line in [*matrix.table(), *_table()]:
         say(line)
     for problem in _problems():
         say(f"FAILED: {problem}", red=True)

@@ -51,6 +51,11 @@ def ones(shape, like):
     return namespace(like).ones(shape, dtype=like.dtype, device=like.device)
 
 
+def zeros(shape, like):
+    """An array of zeros of the given shape, with the dtype and on the device of `like`."""
+    return namespace(like).zeros(shape, dtype=like.dtype, device=like.device)
+
+
 def full_like(x, value: float):
     """An array like x, filled with one value."""
     return namespace(x).full_like(x, value)

@@ -102,10 +102,14 @@ class Buffer:
     """State that is saved and resumed but never trained, such as running statistics.
 
     It is changed once a step by the one who trains, never by a forward pass.
+
+    Args:
+        shape: the buffer's shape.
+        init: (stream, shape) -> array, its first value.
     """
 
-    def __init__(self, shape: tuple[int, ...], fill: float = 0.0):
-        self.shape, self.fill = shape, fill
+    def __init__(self, shape: tuple[int, ...], init: Callable[[Stream, tuple[int, ...]], Any]):
+        self.shape, self.init = shape, init
         self.value: Any = None
 
 
@@ -118,6 +122,26 @@ class Module:
         """Every instance of `kind` in the tree with its dotted path, in the order of assignment."""
         for name, child in vars(self).items():
             yield from _leaves(child, prefix + name, kind)
+
+    def run(self, name: str, layer, *inputs, stream: Stream | None = None, key=None):
+        """layer(*inputs) as the part of this module that stands under that name in its tree.
+
+        Args:
+            name: the part's path in this module, such as "layers.3".
+            layer: the part, any callable x -> (y, pullback).
+            inputs: what it takes.
+            stream: this module's stream; a part that draws gets the sub-stream of its key.
+            key: names the sub-stream; the part's name where not given.
+
+        Returns:
+            What the layer returns; whoever observes sees its output.
+        """
+        if stream is None or not getattr(layer, "draws", False):
+            y, pullback = layer(*inputs)
+        else:
+            y, pullback = layer(*inputs, stream=stream.at(name if key is None else key))
+        observe(self, name, layer, y)
+        return y, pullback
 
 
 def _leaves(node, path: str, kind: type) -> Iterator[tuple[str, Any]]:
@@ -167,8 +191,8 @@ class FlatParameters:
         for name, parameter in self.table.items():
             first = parameter.init(stream.at(name), parameter.shape)
             self._theta[parameter.window] = namespace(first).reshape(first, (-1,))
-        for buffer in self.buffers.values():
-            buffer.value = self.backend.zeros(buffer.shape) + buffer.fill
+        for name, buffer in self.buffers.items():
+            buffer.value = buffer.init(stream.at(name), buffer.shape)
 
     @property
     def theta(self):
@@ -234,21 +258,16 @@ class FlatParameters:
         return None
 
 
-def run(layer, x, stream: Stream | None, name):
-    """layer(x), with the sub-stream of that name where there is a stream and the layer draws."""
-    if stream is None or not getattr(layer, "draws", False):
-        return layer(x)
-    return layer(x, stream=stream.at(name))
-
-
-_observers: list[Callable[[Module, int, Any], None]] = []
+Observer = Callable[[Module, str, Any, Any], None]
+_observers: list[Observer] = []
 
 
 @contextmanager
-def observed(observer: Callable[[Module, int, Any], None]):
-    """Within, layers made of layers call observer(module, index, y) after each of their parts.
+def observed(observer: Observer):
+    """Within, every module calls observer(module, name, layer, y) after each of its parts.
 
-    Used to find the layer that produced a value that is not finite, by running a step once more.
+    So one can find the layer whose output is not finite, list what a net is made of, or gather
+    statistics, without the layers knowing.
     """
     _observers.append(observer)
     try:
@@ -257,7 +276,7 @@ def observed(observer: Callable[[Module, int, Any], None]):
         _observers.remove(observer)
 
 
-def observe(module: Module, index: int, y) -> None:
-    """Report the output of one part of a composite layer to whoever observes."""
+def observe(module: Module, name: str, layer, y) -> None:
+    """Report y, the output of the part of that name, to whoever observes."""
     for observer in _observers:
-        observer(module, index, y)
+        observer(module, name, layer, y)

@@ -1,12 +1,13 @@
-"""The layers that own parameters. All of them are affine in their input.
+"""Affine layers: all that own parameters are of this kind.
 
 An affine map is its own derivative but for the bias, so its pushforward is itself without b and
 every gradient is a product aᵀ b.
 """
 
+from collections.abc import Callable
 from math import sqrt
 
-from scratchgen.core.arrays import ones, rows
+from scratchgen.core.arrays import namespace, ones, rows
 from scratchgen.core.module import Module, Parameter
 from scratchgen.core.streams import Stream
 
@@ -16,12 +17,60 @@ def zero_values(stream: Stream, shape):
     return stream.backend.zeros(shape)
 
 
+def one_values(stream: Stream, shape):
+    """The initialiser that sets every entry to 1."""
+    return stream.backend.zeros(shape) + 1.0
+
+
+def fan_in_normal(fan_in: float) -> Callable:
+    """The initialiser that draws N(0, 1/fan-in), so that the output keeps a unit input's variance.
+
+    Args:
+        fan_in: how many inputs make up one output.
+    """
+    return lambda stream, shape: stream.normal(shape) / sqrt(fan_in)
+
+
 def lecun_normal(stream: Stream, shape):
-    """Normal entries of variance 1/fan-in, which keep the variance of a unit-variance input."""
-    return stream.normal(shape) / sqrt(shape[-1])
+    """`fan_in_normal` where the last axis holds the inputs."""
+    return fan_in_normal(shape[-1])(stream, shape)
 
 
-class Linear(Module):
+class Affine(Module):
+    """y = A x + b, with A linear in a weight and b (C,) on the last axis.
+
+    Subclasses own both and give `linear`, x -> (A x, pullback); b may be None, for no bias.
+    """
+
+    bias: Parameter | None
+
+    def linear(self, x):
+        """x -> A x, pullback: dy -> Aᵀ dy; adds the weight's gradient."""
+        raise NotImplementedError
+
+    def __call__(self, x):
+        """x -> y, pullback: dy -> dx = Aᵀ dy."""
+        y, linear_pullback = self.linear(x)
+        if self.bias is None:
+            return y, linear_pullback
+        bias = self.bias.read()
+        y += bias.value
+
+        def pullback(dy):
+            d = rows(dy)
+            bias.accumulate_product(ones((d.shape[0], 1), like=d), d)
+            return linear_pullback(dy)
+
+        return y, pullback
+
+    def pushforward(self, x, x_dot):
+        """(x, ẋ) -> (A x + b, A ẋ), pullback: (dy, dẏ) -> (Aᵀ dy, Aᵀ dẏ)."""
+        y, pull = self(x)
+        y_dot, pull_dot = self.linear(x_dot)
+        return (y, y_dot), lambda dy, dy_dot: (pull(dy), pull_dot(dy_dot))
+
+
+class Linear(Affine):
     """y = x Wᵀ + b on the last axis:  x (..., n_in) -> y (..., n_out).
 
     Args:
@@ -41,29 +90,90 @@ class Linear(Module):
         self.bias = Parameter((n_out,), zero_values)
         self.reads_data = reads_data
 
+    def linear(self, x):
+        """x (..., n_in) -> x Wᵀ (..., n_out), pullback: dy -> dy W."""
+        weight = self.weight.read()
+
+        def pullback(dy):
+            weight.accumulate_product(rows(dy), rows(x))
+            return None if self.reads_data else dy @ weight.value
+
+        return x @ weight.value.T, pullback
+
+
+class Scale(Module):
+    """y = g ⊙ x + b, per channel:  x (..., C) -> y (..., C); g starts at 1, b at 0."""
+
+    def __init__(self, channels: int):
+        self.gain = Parameter((channels,), one_values)
+        self.bias = Parameter((channels,), zero_values)
+
     def __call__(self, x):
-        """x (..., n_in) -> y (..., n_out), pullback: dy -> dx = dy W."""
-        weight, bias = self.weight.read(), self.bias.read()
+        """x (..., C) -> y (..., C), pullback: dy -> g ⊙ dy."""
+        gain, bias = self.gain.read(), self.bias.read()
 
         def pullback(dy):
             d = rows(dy)
-            weight.accumulate_product(d, rows(x))
-            bias.accumulate_product(ones((d.shape[0], 1), like=d), d)
-            return None if self.reads_data else dy @ weight.value
+            one = ones((d.shape[0], 1), like=d)
+            gain.accumulate_product(one, d * rows(x))
+            bias.accumulate_product(one, d)
+            return dy * gain.value
 
-        y = x @ weight.value.T
-        y += bias.value
-        return y, pullback
+        return x * gain.value + bias.value, pullback
 
     def pushforward(self, x, x_dot):
-        """(x, ẋ) -> (x Wᵀ + b, ẋ Wᵀ), pullback: (dy, dẏ) -> (dy W, dẏ W)."""
-        weight, bias = self.weight.read(), self.bias.read()
+        """(x, ẋ) -> (g ⊙ x + b, g ⊙ ẋ), pullback: (dy, dẏ) -> (g ⊙ dy, g ⊙ dẏ)."""
+        y, pull = self(x)
+        gain = self.gain.read()
 
         def pullback(dy, dy_dot):
-            d = rows(dy)
-            weight.accumulate_product(d, rows(x))
-            weight.accumulate_product(rows(dy_dot), rows(x_dot))
-            bias.accumulate_product(ones((d.shape[0], 1), like=d), d)
-            return dy @ weight.value, dy_dot @ weight.value
+            d = rows(dy_dot * x_dot)
+            gain.accumulate_product(ones((d.shape[0], 1), like=d), d)
+            return pull(dy), dy_dot * gain.value
 
-        return (x @ weight.value.T + bias.value, x_dot @ weight.value.T), pullback
+        return (y, x_dot * gain.value), pullback
+
+
+class Embedding(Module):
+    """y = W[code]: a linear layer on one-hot codes, (N,) integers -> (N, n_out).
+
+    Args:
+        codes: the number of codes, 0..codes-1.
+        n_out: the size of a vector.
+        init: initialiser of W (codes, n_out); standard normal entries unless told otherwise.
+    """
+
+    def __init__(self, codes: int, n_out: int, init=Stream.normal):
+        self.weight = Parameter((codes, n_out), init)
+
+    def __call__(self, code):
+        """code (N,) int64 -> y (N, n_out), pullback: dy -> None, for codes have no cotangent."""
+        weight = self.weight.read()
+        xp = namespace(code)
+        known = xp.arange(self.weight.shape[0], dtype=code.dtype, device=code.device)
+        one_hot = xp.astype(code[:, None] == known, weight.value.dtype)
+
+        def pullback(dy):
+            weight.accumulate_product(one_hot, dy)
+
+        return one_hot @ weight.value, pullback
+
+
+class LinearMap:
+    """y = A x without parameters, as a layer: its tangent is itself.
+
+    Args:
+        apply: x -> (A x, pullback).
+    """
+
+    def __init__(self, apply: Callable):
+        self.apply = apply
+
+    def __call__(self, x):
+        """x -> A x, pullback: dy -> Aᵀ dy."""
+        return self.apply(x)
+
+    def pushforward(self, x, x_dot):
+        """(x, ẋ) -> (A x, A ẋ), pullback: (dy, dẏ) -> (Aᵀ dy, Aᵀ dẏ)."""
+        (y, pull), (y_dot, pull_dot) = self.apply(x), self.apply(x_dot)
+        return (y, y_dot), lambda dy, dy_dot: (pull(dy), pull_dot(dy_dot))

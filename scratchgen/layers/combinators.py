@@ -1,6 +1,6 @@
 """Layers made of layers. A layer is any callable x -> (y, pullback), object or plain function."""
 
-from scratchgen.core.module import Module, Parameter, observe, run
+from scratchgen.core.module import Module, Parameter
 
 
 class Sequential(Module):
@@ -33,9 +33,8 @@ class Sequential(Module):
         """x -> y, pullback: dy -> dx (None where the first layer reads data)."""
         pullbacks = []
         for i, layer in enumerate(self.layers):
-            x, pull = run(layer, x, stream, i)
+            x, pull = self.run(f"layers.{i}", layer, x, stream=stream, key=i)
             pullbacks.append(pull)
-            observe(self, i, x)
 
         def pullback(dy):
             for pull in reversed(pullbacks):
@@ -69,7 +68,7 @@ class Residual(Module):
 
     def __call__(self, x, stream=None):
         """x -> y, pullback: dy -> dy + (∂f/∂x)ᵀ dy."""
-        h, pullback = run(self.f, x, stream, "f")
+        h, pullback = self.run("f", self.f, x, stream=stream)
         return x + h, lambda dy: dy + pullback(dy)
 
     def pushforward(self, x, x_dot):

@@ -1,7 +1,7 @@
 """A classifier on top of features: what an encoder has learned, measured by labels."""
 
 from scratchgen.core.arrays import namespace
-from scratchgen.core.module import Module, run
+from scratchgen.core.module import Module
 from scratchgen.maths.distributions import categorical_nll
 
 
@@ -34,8 +34,8 @@ class Classifier(Module):
 
         Source: NET-3
         """
-        features, trunk_pullback = run(self.trunk, x, stream, "trunk")
-        logits, head_pullback = run(self.head, features, stream, "head")
+        features, trunk_pullback = self.run("trunk", self.trunk, x, stream=stream)
+        logits, head_pullback = self.run("head", self.head, features, stream=stream)
         nll, nll_pullback = categorical_nll(labels, logits)
 
         def pullback(d_nll):

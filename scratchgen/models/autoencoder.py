@@ -6,7 +6,7 @@ No labels, and no distribution on h: one cannot sample from it. That is what the
 """
 
 from scratchgen.core.arrays import example_sum, namespace, per_example
-from scratchgen.core.module import Module, run
+from scratchgen.core.module import Module
 
 
 class Autoencoder(Module):
@@ -38,8 +38,8 @@ class Autoencoder(Module):
 
         Source: NET-1, VAE-7
         """
-        h, encoder_pullback = run(self.encoder, x, stream, "encoder")
-        x_hat, decoder_pullback = run(self.decoder, h, stream, "decoder")
+        h, encoder_pullback = self.run("encoder", self.encoder, x, stream=stream)
+        x_hat, decoder_pullback = self.run("decoder", self.decoder, h, stream=stream)
         gap = x_hat - x
 
         def pullback(d_squared_error):

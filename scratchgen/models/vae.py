@@ -6,7 +6,7 @@ z ~ p(z) = N(0, I),   x ~ p(x | z) = likelihood(decoder(z)),   q(z | x) = N(μ(x
 """
 
 from scratchgen.core.arrays import example_sum, halves, namespace, per_example
-from scratchgen.core.module import Module, run
+from scratchgen.core.module import Module
 from scratchgen.core.numerics import normal_log_pdf
 from scratchgen.maths.distributions import reparameterise, standard_normal_kl
 
@@ -46,7 +46,7 @@ class Vae(Module):
         if eps.ndim != 3:
             raise ValueError(f"eps must be (L, N, K), one axis for the samples; got {eps.shape}")
         samples = eps.shape[0]
-        posterior, encoder_pullback = run(self.encoder, x, stream, "encoder")
+        posterior, encoder_pullback = self.run("encoder", self.encoder, x, stream=stream)
         mean, logvar = halves(posterior)
         z, z_pullback = reparameterise(mean, logvar, eps)
         nll, decoder_pullback = self._nll(x, z, stream)
@@ -145,7 +145,9 @@ class Vae(Module):
         if stream is None or not getattr(self.decoder, "draws", False):
             return self.decoder(xp.reshape(z, (-1, z.shape[2])))
         streams = [stream.at("sample", i) for i in range(z.shape[0])]
-        runs = [run(self.decoder, z[i, ...], s, "decoder") for i, s in enumerate(streams)]
+        runs = [
+            self.run("decoder", self.decoder, z[i, ...], stream=s) for i, s in enumerate(streams)
+        ]
 
         def pullback(dh):
             return xp.concat(

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 import autograd
 import autograd.numpy.numpy_wrapper as traced
 import numpy as np
+from autograd.numpy.numpy_boxes import ArrayBox
 
 from scratchgen.core.module import FlatParameters
 
 # autograd 1.9 does not trace numpy's newer names: its `concat` makes object arrays in silence
 traced.concat = traced.concatenate
+# and its boxes do not say where they live, which one must know to make zeros beside them
+ArrayBox.device = "cpu"
 
 TOLERANCE = 1e-10
 

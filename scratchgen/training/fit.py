@@ -226,10 +226,10 @@ class Fit:
         names = {id(module): name for name, module in self.module.named(Module)}
         found: list[str] = []
 
-        def look(parent: Module, index: int, y) -> None:
+        def look(parent: Module, name: str, layer, y) -> None:
             xp = namespace(y)
             if not found and not bool(xp.all(xp.isfinite(y))):
-                found.append(f"{names.get(id(parent), '')}.layers.{index}".lstrip("."))
+                found.append(f"{names.get(id(parent), '')}.{name}".lstrip("."))
 
         with observed(look), self.params.frozen():
             self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)

@@ -24,7 +24,10 @@ from support import NUMPY, bound, host, normals, on_every_backend
 
 class Running(Module):
     def __init__(self):
-        self.mean, self.linear = Buffer((2,), fill=0.5), Linear(2, 2)
+        self.mean, self.linear = (
+            Buffer((2,), lambda stream, shape: stream.backend.zeros(shape) + 0.5),
+            Linear(2, 2),
+        )
 
 
 def test_parameters_lie_end_to_end_under_their_paths():
@@ -150,10 +153,13 @@ def test_observers_see_every_part_and_only_within():
     net = Sequential(Linear(2, 2), silu)
     bound(net)
     seen = []
-    with observed(lambda module, index, y: seen.append((module is net, index, y.shape))):
+    with observed(lambda module, name, layer, y: seen.append((module, name, layer, y.shape))):
         net(normals(0, 3, 2))
     net(normals(0, 3, 2))
-    assert seen == [(True, 0, (3, 2)), (True, 1, (3, 2))]
+    assert seen == [
+        (net, "layers.0", net.layers[0], (3, 2)),
+        (net, "layers.1", silu, (3, 2)),
+    ]
 
 
 def test_a_parameter_of_any_shape_accumulates_products():

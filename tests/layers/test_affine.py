@@ -1,4 +1,4 @@
-"""layers/affine.py: Linear."""
+"""layers/affine.py: the layers that own parameters and know no grid."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
-from scratchgen.layers.affine import Linear
+from scratchgen.layers.affine import Embedding, Linear, Scale, lecun_normal
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, shapes, sizes
 
@@ -74,3 +74,43 @@ def test_empty_batches_pass():
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="at least 1, got 0 -> 2"):
         Linear(0, 2)
+
+
+@given(seeds(), shapes(), sizes())
+def test_scale_multiplies_and_shifts_each_channel(seed, leading, channels):
+    layer = Scale(channels)
+    params, x = bound(layer, seed), normals(seed, *leading, channels)
+    gain, bias = layer.gain.read().value, layer.bias.read().value
+    np.testing.assert_array_equal(layer(x)[0], gain * x + bias)
+    oracle.check_gradient(params, layer, x)
+    oracle.check_gradient(params, layer.pushforward, x, normals(seed + 1, *leading, channels))
+
+
+def test_scale_starts_as_the_identity():
+    layer = Scale(3)
+    FlatParameters(layer, Stream(0, NUMPY))
+    x = normals(0, 4, 3)
+    np.testing.assert_array_equal(layer(x)[0], x)
+
+
+@given(seeds(), sizes(), sizes(), sizes(6))
+def test_embedding_is_a_table_and_a_linear_layer_on_one_hot_codes(seed, codes, n_out, n):
+    layer = Embedding(codes, n_out)
+    params = bound(layer, seed)
+    code = np.arange(n) * (seed % 7 + 1) % codes
+    table = layer.weight.read().value
+    y, pullback = layer(code)
+    np.testing.assert_array_equal(y, table[code])
+    assert pullback(y) is None
+    want = np.zeros_like(table)
+    np.add.at(want, code, y)
+    np.testing.assert_allclose(params.grad.reshape(want.shape), want, rtol=1e-13)
+
+
+def test_an_embedding_has_an_initialiser():
+    layer = Embedding(2000, 4, init=lecun_normal)
+    FlatParameters(layer, Stream(0, NUMPY))
+    assert layer.weight.read().value.var() == pytest.approx(0.25, rel=0.05)
+    layer = Embedding(2000, 4)
+    FlatParameters(layer, Stream(0, NUMPY))
+    assert layer.weight.read().value.var() == pytest.approx(1.0, rel=0.05)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scratchgen.core.module import Buffer, StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import tanh
-from scratchgen.layers.affine import Linear
+from scratchgen.layers.affine import Linear, zero_values
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.checkpoint import CheckpointError, load, save
@@ -28,7 +28,7 @@ class Net(Sequential):
 
     def __init__(self):
         super().__init__(Linear(3, 5), tanh, Linear(5, 1))
-        self.seen = Buffer((1,))
+        self.seen = Buffer((1,), zero_values)
 
 
 def make(born=NUMPY, every=3, spoil=None):

@@ -1,0 +1,167 @@
+"""layers/conv.py: convolution by its definition, and its transpose by the adjoint law."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.streams import Stream
+from scratchgen.layers import conv
+from scratchgen.layers.conv import Conv2d, ConvTranspose2d, correlate
+from scratchgen.testing import oracle
+from scratchgen.testing.strategies import seeds, sizes
+
+from support import NUMPY, bound, normals
+
+
+def pairs(least: int, most: int):
+    return st.tuples(st.integers(least, most), st.integers(least, most))
+
+
+def tied(layer: Conv2d, transpose: ConvTranspose2d) -> None:
+    """Give both layers one kernel and no bias."""
+    bound(layer), bound(transpose)
+    weight = normals(7, *layer.weight.shape)
+    for each in (layer, transpose):
+        owner = each.weight.owner
+        owner.theta = np.zeros_like(owner.theta)
+        owner.theta[each.weight.window] = weight.ravel()
+
+
+def by_definition(x, w, stride, padding):
+    """y[n, i, j, k] = Σ_uvc x[n, s i + u - p, t j + v - q, c] W[u, v, c, k], term by term."""
+    n, height, width, _ = x.shape
+    geometry = zip(x.shape[1:3], padding, w.shape[:2], stride, strict=True)
+    out = [(h + 2 * p - k) // s + 1 for h, p, k, s in geometry]
+    y = np.zeros((n, *out, w.shape[-1]))
+    for i, j, u, v in product(*map(range, (*out, *w.shape[:2]))):
+        row, column = stride[0] * i + u - padding[0], stride[1] * j + v - padding[1]
+        if 0 <= row < height and 0 <= column < width:
+            y[:, i, j] += x[:, row, column] @ w[u, v]
+    return y
+
+
+@given(seeds(), pairs(1, 6), pairs(1, 4), pairs(1, 3), pairs(0, 4), sizes(3), sizes(3))
+def test_any_kernel_stride_and_padding(seed, size, kernel, stride, padding, n_in, n_out):
+    assume(all(h + 2 * p >= k for h, p, k in zip(size, padding, kernel, strict=True)))
+    layer = Conv2d(n_in, n_out, kernel, stride, padding)
+    params, x = bound(layer, seed), normals(seed, 2, *size, n_in)
+    want = by_definition(x, layer.weight.read().value, stride, padding) + layer.bias.read().value
+    oracle.assert_close(layer(x)[0], want, 1e-12, "the definition")
+    oracle.check_gradient(params, layer, x)
+    with params.frozen():
+        oracle.check_pullback(layer, x)
+
+
+@pytest.mark.equation("GAN-7")
+@given(seeds(), pairs(1, 5), pairs(1, 4), pairs(1, 3), pairs(0, 2), pairs(0, 2), sizes(3), sizes(3))
+def test_the_transpose_is_the_adjoint(seed, size, kernel, stride, padding, extra, n_in, n_out):
+    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩, for every size of x that A takes to that of y."""
+    geometry = zip(size, kernel, stride, padding, strict=True)
+    whole = [s * (n - 1) + k - 2 * p for n, k, s, p in geometry]
+    extra = tuple(min(e, s - 1) for e, s in zip(extra, stride, strict=True))
+    assume(min(whole) > 0)
+    layer = Conv2d(n_in, n_out, kernel, stride, padding)
+    transpose = ConvTranspose2d(n_out, n_in, kernel, stride, padding, extra)
+    tied(layer, transpose)
+    x = normals(seed, 2, *(w + e for w, e in zip(whole, extra, strict=True)), n_in)
+    y = normals(seed + 1, 2, *size, n_out)
+    there, back = layer(x)[0], transpose(y)[0]
+    assert (there.shape, back.shape) == (y.shape, x.shape)
+    left, right = np.sum(there * y), np.sum(x * back)
+    assert abs(left - right) <= 1e-12 * np.sum(np.abs(there * y))
+    params = transpose.weight.owner
+    oracle.check_gradient(params, transpose, y)
+    with params.frozen():
+        oracle.check_pullback(transpose, y)
+
+
+@pytest.mark.equation("GAN-7")
+def test_the_transpose_doubles_by_default_and_adds_a_bias():
+    layer = ConvTranspose2d(3, 2)
+    bound(layer)
+    assert layer.weight.shape == (4, 4, 2, 3)
+    y = layer(np.zeros((1, 3, 5, 3)))[0]
+    np.testing.assert_array_equal(y, np.broadcast_to(layer.bias.read().value, (1, 6, 10, 2)))
+    assert ConvTranspose2d(3, 2, bias=False).bias is None
+
+
+@pytest.mark.equation("GAN-7")
+@given(pairs(1, 4), pairs(1, 4))
+def test_initial_weights_of_the_transpose_keep_the_variance(kernel, stride):
+    """Of n_in k l / (s t) weights that meet in an output, on average."""
+    layer = ConvTranspose2d(50, 40, kernel, stride)
+    FlatParameters(layer, Stream(0, NUMPY))
+    share = 50 * kernel[0] * kernel[1] / (stride[0] * stride[1])
+    # 2,000 k l weights: four standard errors of a variance are at most 13 %
+    assert share * layer.weight.read().value.var() == pytest.approx(1.0, rel=0.13)
+    assert not np.any(layer.bias.read().value)
+
+
+def test_initial_weights_keep_the_variance():
+    layer = Conv2d(64, 64)
+    FlatParameters(layer, Stream(0, NUMPY))
+    assert 9 * 64 * layer.weight.read().value.var() == pytest.approx(1.0, rel=0.03)
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**30])
+def test_the_size_of_the_blocks_does_not_matter(block, monkeypatch):
+    layer = Conv2d(3, 4, stride=2)
+    params, x = bound(layer), normals(0, 7, 5, 6, 3)
+    y, pullback = layer(x)
+    dx, grad = pullback(y), params.grad.copy()
+    params.grad[...] = 0.0
+    monkeypatch.setattr(conv, "BLOCK", block)
+    again, pullback = layer(x)
+    np.testing.assert_allclose(again, y, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(pullback(y), dx, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(params.grad, grad, rtol=1e-11, atol=1e-12)
+
+
+def test_a_layer_that_reads_data_has_no_cotangent_but_the_same_gradient():
+    reader, layer = Conv2d(2, 3, reads_data=True), Conv2d(2, 3)
+    first, second, x = bound(reader), bound(layer), normals(0, 2, 4, 4, 2)
+    y, pullback = reader(x)
+    assert pullback(y) is None
+    layer(x)[1](y)
+    np.testing.assert_array_equal(first.grad, second.grad)
+
+
+def test_empty_batches_pass():
+    layer = Conv2d(3, 2)
+    bound(layer)
+    y, pullback = layer(np.zeros((0, 4, 4, 3)))
+    assert (y.shape, pullback(y).shape) == ((0, 4, 4, 2), (0, 4, 4, 3))
+
+
+def test_one_by_one_is_a_linear_layer():
+    w, x = normals(0, 1, 1, 3, 2), normals(1, 2, 4, 5, 3)
+    np.testing.assert_allclose(correlate(x, w, (1, 1), (0, 0)), x @ w[0, 0], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv2d(0, 2), "at least 1 channel, got 0 -> 2"),
+        (lambda: ConvTranspose2d(2, 0), "at least 1 channel, got 2 -> 0"),
+        (lambda: Conv2d(1, 1, kernel=0), "kernel must be at least 1, got 0"),
+        (lambda: Conv2d(1, 1, stride=(1, 0)), r"stride must be at least 1, got \(1, 0\)"),
+        (lambda: Conv2d(1, 1, padding=-1), "padding must be at least 0, got -1"),
+        (lambda: ConvTranspose2d(1, 1, extra=-1), "extra must be at least 0, got -1"),
+    ],
+)
+def test_sizes_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_images_that_are_too_small_are_refused():
+    layer, transpose = Conv2d(1, 1, kernel=5), ConvTranspose2d(1, 1, kernel=2, padding=1)
+    bound(layer), bound(transpose)
+    with pytest.raises(ValueError, match=r"does not fit into images of \(2, 3\)"):
+        layer(np.zeros((1, 2, 3, 1)))
+    with pytest.raises(ValueError, match=r"of \(1, 2\) would become \(0, 2\)"):
+        transpose(np.zeros((1, 1, 2, 1)))
