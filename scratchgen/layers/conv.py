@@ -48,10 +48,9 @@ def patches_in_blocks(x, kernel: Pair, stride: Pair, before: Pair, after: Pair):
     Yields:
         (examples, patches): a slice of the batch, and what `patches` returns for it.
     """
-    places = prod(
-        (n + b + a) // s for n, b, a, s in zip(x.shape[1:3], before, after, stride, strict=True)
-    )
-    several = max(1, BLOCK // max(1, places * prod(kernel) * x.shape[-1]))
+    geometry = zip(x.shape[1:3], kernel, stride, before, after, strict=True)
+    places = prod((n + b + a - k) // s + 1 for n, k, s, b, a in geometry)
+    several = max(1, BLOCK // (places * prod(kernel) * x.shape[-1]))
     for first in range(0, max(1, x.shape[0]), several):
         examples = slice(first, min(first + several, x.shape[0]))
         yield examples, patches(x[examples, ...], kernel, stride, before, after)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
 from scratchgen.layers import conv
-from scratchgen.layers.conv import Conv2d, ConvTranspose2d, correlate
+from scratchgen.layers.conv import Conv2d, ConvTranspose2d, correlate, patches, patches_in_blocks
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 
@@ -102,9 +102,23 @@ def test_initial_weights_of_the_transpose_keep_the_variance(kernel, stride):
 
 
 def test_initial_weights_keep_the_variance():
-    layer = Conv2d(64, 64)
+    layer = Conv2d(64, 64, kernel=(2, 5))
     FlatParameters(layer, Stream(0, NUMPY))
-    assert 9 * 64 * layer.weight.read().value.var() == pytest.approx(1.0, rel=0.03)
+    assert 10 * 64 * layer.weight.read().value.var() == pytest.approx(1.0, rel=0.03)
+
+
+@given(seeds(), sizes(9), pairs(1, 3), pairs(1, 3), pairs(0, 2), sizes(3), st.integers(1, 3000))
+def test_a_block_holds_as_many_examples_as_fit(seed, n, kernel, stride, padding, n_in, block):
+    x, geometry = normals(seed, n, 4, 5, n_in), (kernel, stride, padding, padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "BLOCK", block)
+        blocks = list(patches_in_blocks(x, *geometry))
+    whole = patches(x, *geometry)
+    np.testing.assert_array_equal(np.concatenate([seen for _, seen in blocks]), whole)
+    assert [part.start for part, _ in blocks[1:]] == [part.stop for part, _ in blocks[:-1]]
+    most = max(1, block // whole[0].size)
+    assert [len(seen) for _, seen in blocks[:-1]] == [most] * (len(blocks) - 1)
+    assert 1 <= len(blocks[-1][1]) <= most
 
 
 @pytest.mark.parametrize("block", [1, 100, 2**30])

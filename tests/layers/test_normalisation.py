@@ -151,6 +151,26 @@ class TestBatchNorm:
         np.testing.assert_allclose(layer(x, TRAINING)[0], want, rtol=1e-12, atol=1e-12)
         oracle.check_gradient(params, lambda x: layer(x, TRAINING), x)
 
+    @given(seeds())
+    def test_evaluation_uses_the_running_statistics(self, seed):
+        layer, x = BatchNorm(3), normals(seed, 2, 2, 2, 3)
+        params = bound(layer, seed)
+        layer.mean.value, layer.variance.value = normals(seed, 3), normals(seed + 1, 3) ** 2
+        gain, bias = layer.scale.gain.read().value, layer.scale.bias.read().value
+        gap = x - layer.mean.value
+        want = gain * gap / np.sqrt(layer.variance.value + TINY) + bias
+        np.testing.assert_allclose(layer(x)[0], want, rtol=1e-12, atol=1e-12)
+        oracle.check_gradient(params, layer, x)
+        with params.frozen():
+            oracle.check_pullback(layer, x)
+
+    def test_two_values_have_their_unbiased_variance(self):
+        layer = BatchNorm(1)
+        bound(layer)
+        with tracking():
+            layer(np.asarray([[1.0], [4.0]]), TRAINING)
+        np.testing.assert_allclose(layer.variance.value, [0.9 + 0.1 * 4.5], rtol=1e-13)
+
     def test_only_tracking_moves_the_running_statistics_once(self):
         layer = BatchNorm(2)
         bound(layer)

@@ -10,9 +10,10 @@ from scratchgen.core.module import FlatParameters, observed
 from scratchgen.core.streams import Stream
 from scratchgen.layers.attention import SelfAttention
 from scratchgen.layers.conv import Conv2d
+from scratchgen.layers.dropout import Dropout
 from scratchgen.layers.normalisation import AdaptiveGroupNorm
 from scratchgen.nets.time import RandomFourier
-from scratchgen.nets.unet import ResBlock, Stage, UNet
+from scratchgen.nets.unet import ResBlock, UNet
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds
 
@@ -183,9 +184,9 @@ class TestUNet:
     @settings(max_examples=4)
     @given(seeds(), OPTIONS)
     def test_gradients_are_autograds(self, seed, options):
-        net = UNet(8, 1, 2, width=4, groups=2, fourier=(0, 2), condition=2, **options)
+        net = UNet(8, 2, 1, width=4, groups=2, fourier=(0, 2), condition=1, **options)
         params = bound(net, seed)
-        x, t, told = normals(seed, 2, 8, 8, 1), normals(seed + 1, 2), normals(seed + 2, 2, 8, 8, 2)
+        x, t, told = normals(seed, 2, 8, 8, 2), normals(seed + 1, 2), normals(seed + 2, 2, 8, 8, 1)
         oracle.check_gradient(params, net, x, t, told)
         with params.frozen():
             oracle.check_pullback(net, x, t, told)
@@ -263,16 +264,17 @@ class TestUNet:
         net = UNet(4, 1, 1, width=4, multipliers=(1,), groups=2, dropout=0.5)
         bound(net)
         x, t = normals(0, 2, 4, 4, 1), normals(1, 2)
-        masks = []
+        dropped = []
 
         def note(module, name, layer, y):
-            if isinstance(module, Stage) and name == "block":
-                masks.append(y)
+            if isinstance(layer, Dropout):
+                dropped.append(np.mean(y == 0.0))
 
         with observed(note):
             first = net(x, t, stream=Stream(0, NUMPY))[0]
         assert net.draws
-        assert len(masks) == 4
+        assert len(dropped) == 4
+        assert min(dropped) > 0.3
         assert np.any(first != net(x, t, stream=Stream(1, NUMPY))[0])
         np.testing.assert_array_equal(first, net(x, t, stream=Stream(0, NUMPY))[0])
         np.testing.assert_array_equal(net(x, t)[0], net(x, t)[0])
@@ -299,6 +301,11 @@ class TestUNet:
     def test_sizes_that_do_not_halve_are_refused(self, size, levels, said):
         with pytest.raises(ValueError, match=said):
             UNet(size, 1, 1, width=4, multipliers=(1,) * levels, groups=2)
+
+    def test_the_smallest_size_is_one_pixel_at_the_last_level(self):
+        net = UNet(4, 1, 1, width=4, multipliers=(1, 1, 1), groups=2)
+        bound(net)
+        assert net(np.zeros((1, 4, 4, 1)), np.zeros(1))[0].shape == (1, 4, 4, 1)
 
     def test_other_images_are_refused(self):
         net = UNet(8, 1, 1, width=4, groups=2, condition=2)
