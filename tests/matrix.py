@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 DIRECTIONS = ("forward", "pullback", "pushforward")
 NONE_NEEDED = "-"  # nothing differentiates twice through it: no critic is built of it
-COLUMNS = (
-    "numpy-float64",
-    "numpy-float32",
-    "array_api_strict-float64",
-    "array_api_strict-float32",
-    "cupy-float64",
-    "cupy-float32",
-)
+COLUMNS = {
+    "numpy-float64": "numpy f64",
+    "numpy-float32": "numpy f32",
+    "array_api_strict-float64": "strict f64",
+    "array_api_strict-float32": "strict f32",
+    "cupy-float64": "cupy f64",
+    "cupy-float32": "cupy f32",
+}
 
 # layer -> backend -> direction -> "ok", "FAILED" or NONE_NEEDED
 cells: dict[str, dict[str, dict[str, str]]] = {}
@@ -37,17 +37,17 @@ def table() -> list[str]:
         return []
     width = max(map(len, cells))
     ran = {name for backends in cells.values() for name in backends}
-    rows = [f"{'layer or net':<{width}} " + "".join(f"{name:>26}" for name in COLUMNS)]
+    rows = [f"{'layer or net':<{width}}" + "".join(f"{head:>13}" for head in COLUMNS.values())]
     for layer, backends in cells.items():
         found = (
             " ".join(backends[name].values()) if name in backends else _absent(name, ran)
             for name in COLUMNS
         )
-        rows.append(f"{layer:<{width}} " + "".join(f"{text:>26}" for text in found))
-    rows.append(
-        f"a cell: {', '.join(DIRECTIONS)}; {NONE_NEEDED} where no second derivative is taken"
+        rows.append(f"{layer:<{width}}" + "".join(f"{text:>13}" for text in found))
+    legend = (
+        f"{', '.join(DIRECTIONS)}; {NONE_NEEDED}: no gradient penalty differentiates through it"
     )
-    return rows
+    return [*rows, f"a cell: {legend}"]
 
 
 def _absent(name: str, ran: set[str]) -> str:

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 
 from scratchgen.core import twins
+from scratchgen.layers.attention import softmax
+from scratchgen.layers.conv import Conv2d, ConvTranspose2d, convolution, transposed_convolution
+from scratchgen.layers.normalisation import AdaptiveGroupNorm, GroupNorm, group_norm
+
+from support import bound, normals
 
 
 @pytest.fixture
@@ -39,3 +44,34 @@ def test_only_marked_functions_have_one_twin(doubled):
         twins.register(abs, abs, applies=bool)
     with pytest.raises(ValueError, match="already"):
         twins.register(doubled, abs, applies=bool)
+
+
+@pytest.mark.parametrize("marked", [convolution, transposed_convolution, group_norm, softmax])
+def test_the_costly_functions_of_the_layers_are_marked(marked, monkeypatch):
+    monkeypatch.setattr(twins, "_twins", {})
+    twins.register(marked, lambda *given, **named: "the twin", applies=lambda *given, **named: True)
+    assert marked(1.0) == "the twin"
+
+
+@pytest.mark.parametrize(
+    ("marked", "make", "inputs"),
+    [
+        (convolution, lambda: Conv2d(2, 3), [(2, 4, 4, 2)]),
+        (transposed_convolution, lambda: ConvTranspose2d(2, 3), [(2, 4, 4, 2)]),
+        (group_norm, lambda: GroupNorm(4, 2), [(2, 3, 3, 4)]),
+        (group_norm, lambda: AdaptiveGroupNorm(4, 3, 2), [(2, 3, 3, 4), (2, 3)]),
+    ],
+)
+def test_layers_go_through_the_marked_functions(marked, make, inputs, monkeypatch):
+    monkeypatch.setattr(twins, "_twins", {})
+    called = []
+
+    def twin(*given, **named):
+        called.append(given)
+        return marked.readable(*given, **named)
+
+    twins.register(marked, twin, applies=lambda *given, **named: True)
+    layer = make()
+    bound(layer)
+    layer(*(normals(i, *shape) for i, shape in enumerate(inputs)))
+    assert len(called) == 1
