@@ -118,7 +118,7 @@ LAYERS = [
         for name, f in vars(activations).items()
         if isinstance(f, activations.Activation)
     ),
-    Case("identity", lambda: identity, ((3, 4),)),
+    Case("identity", lambda: identity, ((3, 4),), tangent=True),
     Case("Linear", lambda: Linear(4, 3), ((3, 2, 4),), tangent=True),
     Case("Scale", lambda: Scale(8), (IMAGE,), tangent=True),
     Case("Embedding", lambda: Embedding(5, 3), (), analytic=False, reads=codes),

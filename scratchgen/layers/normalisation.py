@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from scratchgen.core.arrays import halves, namespace, ones
 from scratchgen.core.module import Buffer, Module, Parameter, observe, observed
 from scratchgen.core.twins import readable
-from scratchgen.layers.affine import Linear, Scale, one_values, zero_values
+from scratchgen.layers.affine import Linear, LinearMap, Scale, one_values, zero_values
 from scratchgen.layers.combinators import Sequential
 
 TINY = 1e-5
-
-
-def identity(x):
-    """y = x, as a layer."""
-    return x, lambda dy: dy
+identity = LinearMap(lambda x: (x, lambda dy: dy))
 
 
 class Standardise:
