@@ -141,7 +141,8 @@ class Conv2d(Affine):
         reads_data: as for `Linear`.
 
     Raises:
-        ValueError: a size is outside its range; calling it, an image smaller than the kernel.
+        ValueError: a size is outside its range; calling it, no images of n_in channels, or images
+            smaller than the kernel.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Conv2d(Affine):
 
     def linear(self, x):
         """x -> W ⋆ x, pullback: dy -> its transpose."""
+        _require_images(x, self.weight.shape[2])
         _require_fit(x.shape[1:3], self.weight.shape[:2], self.padding)
         return convolution(x, self.weight.read(), self.stride, self.padding, self.reads_data)
 
@@ -181,7 +183,8 @@ class ConvTranspose2d(Affine):
         bias: whether there is a b (n_out,); it starts at 0.
 
     Raises:
-        ValueError: a size is outside its range; calling it, y would be empty.
+        ValueError: a size is outside its range; calling it, no images of n_in channels, or y would
+            be empty.
 
     Source: GAN-7
     """
@@ -205,6 +208,7 @@ class ConvTranspose2d(Affine):
 
     def linear(self, x):
         """x -> Wᵀ x, pullback: dy -> W ⋆ dy."""
+        _require_images(x, self.weight.shape[3])
         size = self._enlarged(x.shape[1:3])
         return transposed_convolution(x, self.weight.read(), self.stride, self.padding, size)
 
@@ -217,6 +221,11 @@ class ConvTranspose2d(Affine):
         if height < 1 or width < 1:
             raise ValueError(f"images of {size} would become {(height, width)}; lower the padding")
         return height, width
+
+
+def _require_images(x, channels: int) -> None:
+    if x.ndim != 4 or x.shape[3] != channels:
+        raise ValueError(f"this layer reads images (N, H, W, {channels}), got shape {x.shape}")
 
 
 def _require_fit(size, kernel, padding) -> None:

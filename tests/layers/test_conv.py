@@ -179,3 +179,12 @@ def test_images_that_are_too_small_are_refused():
         layer(np.zeros((1, 2, 3, 1)))
     with pytest.raises(ValueError, match=r"of \(1, 2\) would become \(0, 2\)"):
         transpose(np.zeros((1, 1, 2, 1)))
+
+
+@pytest.mark.parametrize("make", [Conv2d, ConvTranspose2d])
+@pytest.mark.parametrize("shape", [(2, 12), (2, 4, 4, 1), (2, 3, 4, 4)])
+def test_what_is_no_image_of_its_channels_is_refused(make, shape):
+    layer = make(3, 2)
+    bound(layer)
+    with pytest.raises(ValueError, match=r"reads images \(N, H, W, 3\), got shape \(2, "):
+        layer(np.zeros(shape))
