@@ -8,7 +8,8 @@ import numpy as np
 
 from scratchgen.app import plots, runs
 from scratchgen.app.recipes import RECIPES, Recipe
-from scratchgen.app.recipes.base import Config, config_to_json
+from scratchgen.app.recipes.base import config_to_json
+from scratchgen.app.recipes.config import Config
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
@@ -168,7 +169,7 @@ def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES
     if odd:
         raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")
     try:
-        recipe.reconstruction_figure(folder, part, f"{part} digits and their reconstructions")
+        recipe.reconstruction_figure(folder, part)
     except OSError as error:
         say(f"note: the figure of reconstructions was not written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(data)}

@@ -107,14 +107,14 @@ def _few_labels(
         params.copy_from(source.params, "trunk.", "encoder.")
     train, test = recipe.part("train"), recipe.part("test")
     chosen = _per_class(train.labels, labelled // 10, stream.at("chosen"))
-    x = recipe.flat(train)[chosen]
+    x = recipe.examples(train)[chosen]
     labels = recipe.born.indices(train.labels[chosen])
     adam = Adam(params, warmup_cosine(1e-3, HEAD_STEPS))
     for _ in range(HEAD_STEPS):
         (nll,), pullback = model.loss(x, labels)
         pullback(full_like(nll, 1.0 / labelled))
         adam.step()
-    return float(np.mean(to_host(model.predict(recipe.flat(test))) == test.labels))
+    return float(np.mean(to_host(model.predict(recipe.examples(test))) == test.labels))
 
 
 def _per_class(labels: np.ndarray, each: int, stream: Stream) -> np.ndarray:

@@ -31,11 +31,11 @@ def loss_curves(
     for i, (label, values) in enumerate(curves.items()):
         axes.plot(steps, values, color=COLOURS[i], linewidth=1 if i else 2, label=label)
     main = next(iter(curves.values()))
-    for label, level in lines.items():
+    for label, level in _joined(lines).items():
         below = level < main[-1]  # on the side away from where the curve ends
         axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
         axes.annotate(
-            f"{label}: {level:.3g}",
+            label,
             (1.0, level),
             xycoords=("axes fraction", "data"),
             xytext=(-4, -3 if below else 2),
@@ -53,8 +53,16 @@ def loss_curves(
     _save(figure, path)
 
 
+def _joined(lines: dict[str, float]) -> dict[str, float]:
+    """The lines with their levels in their labels; one line where two levels read the same."""
+    at: dict[str, list[str]] = {}
+    for label, level in lines.items():
+        at.setdefault(f"{level:.3g}", []).append(label)
+    return {f"{', '.join(labels)}: {text}": lines[labels[0]] for text, labels in at.items()}
+
+
 def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None = None) -> None:
-    """Grey images (N, H, W, 1) in [-1, 1], row by row."""
+    """Images (N, H, W, C) in [-1, 1], grey or colour, row by row."""
     columns = columns or round(sqrt(len(images)))
     rows = -(-len(images) // columns)
     figure, axes = _figure(max(0.55 * columns + 0.4, 5.5), 0.55 * rows + 0.7)
@@ -64,7 +72,7 @@ def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None =
 
 
 def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) -> None:
-    """Images above, their reconstructions below; both (N, H, W, 1) in [-1, 1]."""
+    """Images above, their reconstructions below; both (N, H, W, C) in [-1, 1]."""
     figure, axes = _figure(0.55 * len(x) + 1.6, 1.7)
     _show(axes, _tiles(np.concatenate([x, x_hat]), len(x)))
     height = x.shape[1] + 1
@@ -81,7 +89,7 @@ def latent_grid(
 
     Args:
         path: the .png to write.
-        images: (n·n, H, W, 1), row i, column j at z = (Φ⁻¹(u_j), Φ⁻¹(u_i)); or (n, H, W, 1).
+        images: (n·n, H, W, C), row i, column j at z = (Φ⁻¹(u_j), Φ⁻¹(u_i)); or (n, H, W, C).
         u: the n probabilities, the same for both axes.
         names: of the horizontal and, if there is one, of the vertical latent dimension.
         title: above the picture.
@@ -110,18 +118,24 @@ def _figure(width: float, height: float):
 
 
 def _tiles(images: np.ndarray, columns: int) -> np.ndarray:
-    """(N, H, W, 1) -> one picture, tiles separated by a line of one blank pixel."""
-    n, height, width, _ = images.shape
+    """(N, H, W, C) -> one picture (·, ·, C), tiles separated by a line of one blank pixel."""
+    n, height, width, channels = images.shape
     rows = -(-n // columns)
-    tiles = np.full((rows * columns, height + 1, width + 1), np.nan)
-    tiles[:n, :height, :width] = images[..., 0]
-    grid = tiles.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
-    return grid.reshape(rows * (height + 1), columns * (width + 1))
+    tiles = np.full((rows * columns, height + 1, width + 1, channels), np.nan)
+    tiles[:n, :height, :width] = images
+    grid = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    return grid.reshape(rows * (height + 1), columns * (width + 1), channels)
 
 
 def _show(axes, picture: np.ndarray) -> None:
+    """Grey as ink on white paper; colour as light, on white where there is no tile."""
+    shown: np.ndarray
+    if picture.shape[2] == 1:
+        shown = np.ma.masked_invalid(picture[..., 0])
+    else:
+        shown = np.nan_to_num(np.clip(0.5 + 0.5 * picture, 0.0, 1.0), nan=1.0)
     axes.imshow(
-        np.ma.masked_invalid(picture),
+        shown,
         cmap="gray_r",
         vmin=-1.0,
         vmax=1.0,

@@ -1,13 +1,28 @@
 """Likelihood bounds over a whole data set, with their standard errors."""
 
+from collections.abc import Callable
+from math import prod
+
 import numpy as np
 
 from scratchgen.core.arrays import namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
 
-BATCH = 64  # examples at once
+BATCH = 64  # examples at once, of small images
+NUMBERS = 64 * BATCH  # in the examples that are looked at together, where one has no more
 CHUNK = 32  # latent samples at once
+
+
+def at_once(shape: tuple[int, ...]) -> int:
+    """How many examples of a shape to evaluate together, so that memory stays bounded."""
+    return max(1, min(BATCH, NUMBERS // prod(shape)))
+
+
+def in_batches(f: Callable, x, count: int) -> np.ndarray:
+    """f(x) on the host, `count` rows at a time: x (N, ...) -> (N, ...)."""
+    starts = range(0, x.shape[0], count)
+    return np.concatenate([to_host(f(x[start : start + count, ...])) for start in starts])
 
 
 def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, np.ndarray]:
@@ -31,8 +46,9 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
     Source: VAE-6, ELBO-2, [Burda 2016]
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, x.shape[0], BATCH):
-        some, draw, xp = x[start : start + BATCH, ...], stream.from_row(start), namespace(x)
+    batch = at_once(x.shape[1:])
+    for start in range(0, x.shape[0], batch):
+        some, draw, xp = x[start : start + batch, ...], stream.from_row(start), namespace(x)
         reconstruction, log_weights = 0.0, []
         for first in range(0, samples, CHUNK):
             chunk = range(first, min(first + CHUNK, samples))

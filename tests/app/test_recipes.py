@@ -97,7 +97,7 @@ def test_evaluation_reports_what_the_bounds_are(trained):
     part = load_digits("test")
     result = trained.evaluate(part, samples=4)
     stream = Stream(0, trained.born).at("evaluate")
-    found = vae_bounds(trained.model, trained.flat(part), stream, latent=3, samples=4)
+    found = vae_bounds(trained.model, trained.examples(part), stream, latent=3, samples=4)
     per_dim = 64.0 * log(2.0)
     mean, error = mean_and_error(found["importance_weighted"])
     assert result["importance_weighted_bits_per_dim"] == pytest.approx(mean / per_dim)
@@ -167,7 +167,7 @@ def test_figures_show_what_their_labels_say(trained, tmp_path, monkeypatch):
 
     _, images, u, names, _ = drawn["grid"]
     with trained.ema.applied():
-        rates = trained.model.kl_per_dimension(trained.flat(trained.fitted)).mean(axis=0)
+        rates = trained.model.kl_per_dimension(trained.examples(trained.fitted)).mean(axis=0)
         across, down = np.argsort(-rates)[:2]
         assert names == [f"z{across}", f"z{down}"]
         z = np.zeros((1, 3))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits
+from scratchgen.metrics import baselines as module
 from scratchgen.metrics.baselines import baselines, mixture_bits
 from scratchgen.testing.strategies import seeds
 
@@ -20,6 +21,15 @@ def codes(seed, n, dims, levels):
     return np.floor(levels * Stream(seed, NUMPY).uniform((n, dims))).astype(np.uint8)
 
 
+@pytest.fixture(params=[2, 256])
+def at_once(request):
+    """Dimensions looked at together: fewer than there are, or all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DIMENSIONS", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("at_once")
 @given(seeds(), st.integers(2, 6), st.integers(1, 3), st.integers(1, 3))
 def test_one_component_is_the_smoothed_histogram(seed, levels, dims, n):
     train, test = codes(seed, 20, dims, levels), codes(seed + 1, n, dims, levels)
@@ -31,6 +41,7 @@ def test_one_component_is_the_smoothed_histogram(seed, levels, dims, n):
     assert mixture_bits(train, test, levels, components=1) == pytest.approx(want, rel=1e-10)
 
 
+@pytest.mark.usefixtures("at_once")
 @given(seeds(), st.integers(1, 4))
 def test_a_mixture_is_a_distribution(seed, components):
     train = codes(seed, 30, 2, 3)
@@ -49,6 +60,7 @@ def test_on_the_digits_every_model_beats_the_one_before():
     assert found["zlib"] == 8.0 * len(zlib.compress(raw, 9)) / len(raw)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_two_clusters_need_two_components():
     train = np.repeat(np.asarray([[0, 0, 0], [1, 1, 1]], dtype=np.uint8), 200, axis=0)
     assert mixture_bits(train, train, 2, components=1) == pytest.approx(1.0, abs=1e-3)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scratchgen.core.streams import Stream
 from scratchgen.maths.likelihoods import Bernoulli
@@ -52,6 +54,42 @@ def test_the_tight_bound_costs_less(monkeypatch):
     found = bounds((normals(0, 50, 4) > 0.0) * 1.0, 64, monkeypatch, samples=64)
     assert np.all(found["importance_weighted"] < found["reconstruction"] + found["kl"])
     np.testing.assert_allclose(found["kl_per_dimension"].sum(axis=-1), found["kl"], rtol=1e-12)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=3))
+def test_as_many_examples_at_once_as_memory_allows(shape):
+    """Small images in batches of 64; of larger ones as many as have no more numbers together."""
+    count, dims = likelihood.at_once(tuple(shape)), int(np.prod(shape))
+    assert count * dims <= 64 * 64 or count == 1
+    assert count == 64 or (count + 1) * dims > 64 * 64
+
+
+@given(st.integers(1, 7), st.integers(1, 8))
+def test_batches_leave_nothing_out(n, count):
+    x, seen = normals(n, n, 2, 3), []
+    found = likelihood.in_batches(lambda rows: seen.append(len(rows)) or rows.sum(axis=1), x, count)
+    np.testing.assert_array_equal(found, x.sum(axis=1))
+    assert max(seen) <= count
+
+
+def test_large_images_are_measured_a_few_at_a_time():
+    """The same noise, and so the same numbers, as for all of them together."""
+    rows = []
+
+    class Watched(Vae):
+        def loss(self, x, eps, stream=None):
+            rows.append(x.shape[0] * eps.shape[0])
+            return super().loss(x, eps, stream)
+
+    vae = Watched(mlp([2000, 6]), mlp([3, 2000]), Bernoulli())
+    bound(vae)
+    x, stream = (normals(0, 5, 2000) > 0.0) * 1.0, Stream(5, NUMPY)
+    found = likelihood.vae_bounds(vae, x, stream, latent=3, samples=40)
+    assert max(rows) == 2 * likelihood.CHUNK
+    eps = np.stack([stream.at(s).normal((5, 3)) for s in range(40)])
+    (reconstruction, kl), _ = vae.loss(x, eps)
+    np.testing.assert_allclose(found["reconstruction"], reconstruction, rtol=1e-12)
+    np.testing.assert_allclose(found["kl"], kl, rtol=1e-12)
 
 
 def test_mean_and_error():

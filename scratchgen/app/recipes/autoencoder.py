@@ -1,20 +1,21 @@
 """`train autoencoder`: deterministic autoencoders, from one linear layer to deep nets."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from scratchgen.app import plots
-from scratchgen.app.recipes.base import Config, Recipe, option
-from scratchgen.core.arrays import full_like, to_host
+from scratchgen.app.recipes.base import Recipe
+from scratchgen.app.recipes.config import CONV, Config, option
+from scratchgen.core.arrays import full_like
 from scratchgen.data.images import Images
 from scratchgen.layers.activations import sigmoid
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
-from scratchgen.metrics.likelihood import mean_and_error
+from scratchgen.metrics.likelihood import in_batches, mean_and_error
 from scratchgen.models.autoencoder import Autoencoder, principal_components
-from scratchgen.nets.mlp import mlp
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class AutoencoderConfig(Config):
 
     net: str = option(
         "deep",
-        "linear (principal components), sigmoid (one squashed layer) or deep (width and depth)",
-        ("linear", "sigmoid", "deep"),
+        "linear (principal components), sigmoid (one squashed layer), deep (width and depth) or "
+        "conv (convolutional, of that width)",
+        ("linear", "sigmoid", "deep", CONV),
     )
-    dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep net")
+    dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep or conv net")
     learning_rate: float = option(0.02, "Adam's peak rate, after warm-up and before cosine decay")
 
 
@@ -42,14 +44,10 @@ class AutoencoderRecipe(Recipe):
     model: Autoencoder
 
     def build(self) -> Autoencoder:
-        """The nets in the order of their history: linear, linear + sigmoid, deep."""
+        """The nets in the order of their history: linear, linear + sigmoid, deep, convolutional."""
         config, dims = self.config, self.dims
-        if config.net == "deep":
-            hidden = [config.width] * config.depth
-            return Autoencoder(
-                mlp([dims, *hidden, config.latent], dropout=config.dropout, reads_data=True),
-                mlp([config.latent, *hidden, dims], dropout=config.dropout),
-            )
+        if config.net in ("deep", CONV):
+            return Autoencoder(*self.nets(config.latent))
         encoder: list = [Linear(dims, config.latent, reads_data=True)]
         if config.net == "sigmoid":
             encoder.append(sigmoid)
@@ -90,8 +88,10 @@ class AutoencoderRecipe(Recipe):
 
     def evaluate(self, part: Images, samples: int) -> dict:
         """The squared error per pixel, beside that of as many principal components."""
-        (squared_error,), _ = self.model.loss(self.flat(part))
-        per_pixel = to_host(squared_error).astype(np.float64) / self.dims
+        squared_error = in_batches(
+            lambda x: self.model.loss(x)[0][0], self.examples(part), self.at_once
+        )
+        per_pixel = squared_error.astype(np.float64) / self.dims
         mean, error = mean_and_error(per_pixel)
         return {
             "squared_error_per_dim": mean,
@@ -129,11 +129,24 @@ class AutoencoderRecipe(Recipe):
 
     def _baselines(self, part: Images) -> dict[str, float]:
         """Errors of the mean image and of K principal components, both of the training images."""
-        mean, _, axes = principal_components(self.fitted.x.reshape(len(self.fitted), -1))
-        k = min(self.config.latent, self.dims)
+        mean, axes = self._principal
         gap = part.x.reshape(len(part), -1) - mean
-        rest = gap - gap @ axes[:, :k] @ axes[:, :k].T
+        along = gap @ axes
+        total, explained = np.vdot(gap, gap), np.vdot(along, along)
         return {
-            f"{k} principal components": float(np.mean(rest**2)),
-            "mean image": float(np.mean(gap**2)),
+            f"{axes.shape[1]} principal components": float(total - explained) / gap.size,
+            "mean image": float(total) / gap.size,
         }
+
+    @cached_property
+    def _principal(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of the training images (D,), and as many of their axes as a code has (D, K)."""
+        x = self.fitted.x.reshape(len(self.fitted), -1)
+        if self.dims <= len(x):
+            mean, _, axes = principal_components(x)
+            return mean, axes[:, : self.config.latent]
+        # XᵀX v = λ v for v = Xᵀu and XXᵀ u = λ u, which is the smaller matrix here
+        mean = x.mean(axis=0)
+        x -= mean
+        _, rising = np.linalg.eigh(x @ x.T)
+        return mean, np.linalg.qr(x.T @ rising[:, ::-1][:, : self.config.latent])[0]

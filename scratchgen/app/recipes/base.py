@@ -1,98 +1,32 @@
-"""What every recipe has in common: options, data, optimiser and the doors a command knocks at."""
+"""What every recipe has in common: data, nets, optimiser and the doors a command knocks at."""
 
 from abc import ABC, abstractmethod
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scratchgen.app import plots
+from scratchgen.app.recipes.config import CONV, Config
 from scratchgen.core.arrays import backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits
 from scratchgen.data.images import Images
+from scratchgen.data.shapes import load_shapes
+from scratchgen.layers.combinators import Sequential
+from scratchgen.metrics.likelihood import at_once, in_batches
+from scratchgen.nets.convnet import conv_decoder, conv_encoder
+from scratchgen.nets.mlp import mlp
 from scratchgen.training.checkpoint import CheckpointError, load
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
 from scratchgen.training.optim import Adam, Ema, warmup_cosine
 
-DATA = {"digits": load_digits}
-
-
-def option(default, help: str, choices=None) -> Any:
-    """A dataclass field that becomes a flag of `train`."""
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
-@dataclass(frozen=True)
-class Config:
-    """The options every model has: the contents of config.json, the flags of `train MODEL`.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
-
-    data: str = option("digits", "data set", tuple(DATA))
-    steps: int = option(3000, "training steps in all")
-    batch_size: int = option(128, "examples per step")
-    seed: int = option(0, "random seed of initial weights, batches and noise")
-    backend: str = option("numpy", "array library", ("numpy", "cupy"))
-    dtype: str = option("float32", "floating type", ("float32", "float64"))
-    latent: int = option(16, "size of the code z")
-    width: int = option(256, "units per hidden layer")
-    depth: int = option(2, "hidden layers in the encoder and in the decoder")
-    dropout: float = option(0.15, "dropout rate behind every hidden layer")
-    learning_rate: float = option(4e-3, "Adam's peak rate, after warm-up and before cosine decay")
-    ema: float = option(0.999, "decay of the weight average that is evaluated")
-    hold_out: bool = option(False, "leave the last 137 training examples out, to choose on")
-
-    def __post_init__(self):
-        for each in fields(self):
-            value, choices = getattr(self, each.name), each.metadata["choices"]
-            flag = _flag(each.name)
-            if not _is_a(value, each.type):
-                raise ValueError(f"{flag} must be of type {_type_name(each)}, got {value!r}")
-            if choices and value not in choices:
-                known = ", ".join(choices)
-                raise ValueError(f"{flag} must be one of {known}, got {value!r}")
-        for name in ("steps", "batch_size", "latent", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "depth"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{_flag(name)} must be at least 0, got {getattr(self, name)}")
-        for name in ("dropout", "ema"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
-        require_positive(self, "learning_rate")
-
-
-def require_positive(config: Config, *names: str) -> None:
-    """Refuse values that are not positive and finite.
-
-    Raises:
-        ValueError: one of them is not.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not 0.0 < value < float("inf"):
-            raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
-
-
-def _flag(name: str) -> str:
-    """An option as it is typed on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def _is_a(value, kind) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
-
-
-def _type_name(each: Field) -> str:
-    return getattr(each.type, "__name__", str(each.type))
+LOADERS: dict[str, Callable[[str, Config], Images]] = {
+    "digits": lambda part, config: load_digits(part),
+    "shapes": lambda part, config: load_shapes(part, config.size, config.colour),
+}
 
 
 class Recipe(ABC):
@@ -123,6 +57,7 @@ class Recipe(ABC):
             )
         self.shape = self.fitted.codes.shape[1:]
         self.dims = int(np.prod(self.shape))
+        self.at_once = at_once(self.shape)
         self.model = self.build()
         self.params = FlatParameters(self.model, self.stream.at("initial"))
         warmup = min(100, config.steps // 10)
@@ -137,7 +72,7 @@ class Recipe(ABC):
             every=max(1, config.steps // 100),
             ema=self.ema,
         )
-        self._x = self.flat(self.fitted)
+        self._x = self.examples(self.fitted)
 
     @abstractmethod
     def build(self) -> Module:
@@ -170,7 +105,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def reconstruct(self, x):
-        """x (N, D) through the model and back."""
+        """x (N, ...), as `examples` gives it, through the model and back."""
 
     @abstractmethod
     def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
@@ -214,31 +149,57 @@ class Recipe(ABC):
                 f"{path} was trained with other options than config.json says: {', '.join(odd)}"
             )
 
+    def nets(self, encoded: int, numbers: int = 1) -> tuple[Sequential, Sequential]:
+        """The encoder and the decoder, convolutional or fully connected.
+
+        Args:
+            encoded: how many numbers the encoder gives for an example.
+            numbers: how many the decoder gives for each pixel and channel.
+        """
+        config, (height, width, channels) = self.config, self.shape
+        if config.net == CONV:
+            seen = (height, width, channels * numbers)
+            return (
+                conv_encoder(self.shape, encoded, config.width, config.dropout),
+                conv_decoder(seen, config.latent, config.width, config.dropout),
+            )
+        hidden = [config.width] * config.depth
+        return (
+            mlp([self.dims, *hidden, encoded], dropout=config.dropout, reads_data=True),
+            mlp([config.latent, *hidden, self.dims * numbers], dropout=config.dropout),
+        )
+
     def part(self, name: str) -> Images:
         """One part of the run's data set."""
-        return DATA[self.config.data](name)
+        return LOADERS[self.config.data](name, self.config)
 
-    def flat(self, data: Images):
-        """The examples as the model reads them, (N, D), on the run's backend."""
-        return self.born.asarray(data.x.reshape(len(data), -1))
+    def examples(self, data: Images):
+        """The examples as the model reads them, on the run's backend.
+
+        They are (N, H, W, C) for convolutional nets and (N, H·W·C) for fully connected ones.
+        """
+        x = data.x
+        return self.born.asarray(x if self.config.net == CONV else x.reshape(len(x), -1))
 
     def images(self, x) -> np.ndarray:
-        """(N, D) from the model as host images (N, H, W, C)."""
+        """What the model gives for examples, as host images (N, H, W, C)."""
         return to_host(x).reshape(-1, *self.shape)
 
     def batch(self, step: int, rows: slice):
-        """The chosen rows of a step's batch (n, D), and the step's noise for those rows."""
+        """The chosen rows of a step's batch (n, ...), and the step's noise for those rows."""
         indices = batch_indices(
             self.stream.at("batches"), len(self.fitted), self.config.batch_size, step
         )[rows]
         x = self.born.xp.take(self._x, self.born.indices(indices), axis=0)
         return x, self.stream.at("train", step).from_row(rows.start)
 
-    def reconstruction_figure(self, folder: Path, part: str, title: str) -> None:
+    def reconstruction_figure(self, folder: Path, part: str) -> None:
         """figures/reconstructions_PART.png: sixteen images and what comes back."""
-        x = self.flat(self.part(part))[:16, ...]
+        some = self.part(part).take(slice(16))
+        back = in_batches(self.reconstruct, self.examples(some), self.at_once)
         path = folder / "figures" / f"reconstructions_{part}.png"
-        plots.reconstructions(path, self.images(x), self.images(self.reconstruct(x)), title)
+        title = f"{part} {self.config.data} and their reconstructions"
+        plots.reconstructions(path, some.x, self.images(back), title)
 
 
 def config_to_json(recipe: Recipe) -> dict:

@@ -1,4 +1,4 @@
-"""`train vae`: a VAE of fully connected nets over the grey levels of small images."""
+"""`train vae`: a VAE over the levels of small images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from statistics import NormalDist
 import numpy as np
 
 from scratchgen.app import plots
-from scratchgen.app.recipes.base import Config, Recipe, option, require_positive
-from scratchgen.core.arrays import full_like, to_host
-from scratchgen.core.streams import BLOCK, Stream
+from scratchgen.app.recipes.base import Recipe
+from scratchgen.app.recipes.config import Config, option, require_positive
+from scratchgen.core.arrays import full_like
+from scratchgen.core.streams import Stream
 from scratchgen.data.images import Images
 from scratchgen.maths.bounds import bits_per_dim, elbo
 from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
-from scratchgen.metrics.baselines import baselines
-from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
+from scratchgen.metrics.baselines import COMPONENTS, baselines, mixture_bits
+from scratchgen.metrics.likelihood import in_batches, mean_and_error, vae_bounds
 from scratchgen.models.vae import Vae, active_units
-from scratchgen.nets.mlp import mlp
 
 LIKELIHOODS: dict[str, Callable[[int], Levels]] = {
     "logistic": DiscretisedLogistic,
@@ -35,7 +35,7 @@ class VaeConfig(Config):
         ValueError: a value is outside its range.
     """
 
-    likelihood: str = option("logistic", "p(x | z) on the grey levels", tuple(LIKELIHOODS))
+    likelihood: str = option("logistic", "p(x | z) on the levels of a pixel", tuple(LIKELIHOODS))
     beta: float = option(1.0, "weight of the KL in training; what is reported is always -ELBO")
 
     def __post_init__(self):
@@ -51,14 +51,9 @@ class VaeRecipe(Recipe):
     model: Vae
 
     def build(self) -> Vae:
-        """Two MLPs and a likelihood."""
-        config, likelihood = self.config, LIKELIHOODS[self.config.likelihood](self.fitted.levels)
-        hidden = [config.width] * config.depth
-        return Vae(
-            mlp([self.dims, *hidden, 2 * config.latent], dropout=config.dropout, reads_data=True),
-            mlp([config.latent, *hidden, self.dims * likelihood.width], dropout=config.dropout),
-            likelihood,
-        )
+        """An encoder to mean and log-variance, a decoder and a likelihood."""
+        likelihood = LIKELIHOODS[self.config.likelihood](self.fitted.levels)
+        return Vae(*self.nets(2 * self.config.latent, likelihood.width), likelihood)
 
     def loss(self, step: int, rows: slice) -> dict:
         """One sample of z per example; the KL weighted by beta in the gradient only."""
@@ -88,11 +83,12 @@ class VaeRecipe(Recipe):
     def training_figures(self, folder: Path) -> None:
         """The loss curve with model-free levels beside it, and the latent grid."""
         if self.fit.history:
-            levels = baselines(
-                self.part("fit").codes, self.part("validation").codes, self.fitted.levels
-            )
-            shown = ("independent pixels", "mixture of 10")
-            lines = {f"{name}, held out": levels[name] for name in shown}
+            fit, held = (self.part(name).codes for name in ("fit", "validation"))
+            known = {"independent pixels": 1, f"mixture of {COMPONENTS}": COMPONENTS}
+            lines = {
+                f"{name}, held out": mixture_bits(fit, held, self.fitted.levels, components)
+                for name, components in known.items()
+            }
             history = self.fit.history
             curves = {
                 label: bits_per_dim(np.asarray(nats), self.dims)
@@ -110,7 +106,7 @@ class VaeRecipe(Recipe):
     def evaluate(self, part: Images, samples: int) -> dict:
         """The bounds with their standard errors, active units, and model-free baselines."""
         stream = Stream(0, self.born).at("evaluate")
-        found = vae_bounds(self.model, self.flat(part), stream, self.config.latent, samples)
+        found = vae_bounds(self.model, self.examples(part), stream, self.config.latent, samples)
         mean, error = mean_and_error(-elbo(found["reconstruction"], found["kl"]))
         tight = mean_and_error(found["importance_weighted"])
         return {
@@ -167,17 +163,18 @@ class VaeRecipe(Recipe):
 
     def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
         """The decoder's mean at n draws of z, whose spread is the temperature."""
-        stream = Stream(seed, self.born).at("sample")
+        stream, count = Stream(seed, self.born).at("sample"), self.at_once
         parts = []
-        for start in range(0, n, BLOCK):  # always whole blocks: a product's last bit may depend
-            eps = stream.from_row(start).normal((BLOCK, self.config.latent))  # on its row count
+        for start in range(0, n, count):  # always whole batches: a product's last bit may depend
+            eps = stream.from_row(start).normal((count, self.config.latent))  # on its row count
             parts.append(self.images(self.model.sample(eps, temperature)))
         return np.concatenate(parts)[:n]
 
-    def _latent_grid(self, path: Path, n: int = 15) -> None:
+    def _latent_grid(self, path: Path) -> None:
         """Decode (Φ⁻¹(u_j), Φ⁻¹(u_i)) in the two dimensions of largest KL; the rest of z is 0."""
-        latent = self.config.latent
-        rates = to_host(self.model.kl_per_dimension(self.flat(self.fitted))).mean(axis=0)
+        latent, n = self.config.latent, min(15, 480 // self.config.size)
+        x = self.examples(self.fitted)
+        rates = in_batches(self.model.kl_per_dimension, x, self.at_once).mean(axis=0)
         order = np.argsort(-rates)
         u = [(i + 0.5) / n for i in range(n)]
         quantiles = [NormalDist().inv_cdf(p) for p in u]
@@ -186,6 +183,6 @@ class VaeRecipe(Recipe):
         if latent > 1:
             z[:, order[1]] = np.repeat(quantiles, n)
         z[:, order[0]] = np.tile(quantiles, rows)
-        images = self.images(self.model.decode(self.born.asarray(z)))
+        images = self.images(in_batches(self.model.decode, self.born.asarray(z), self.at_once))
         title = "decoder mean over the latent dimensions of largest KL, the others 0"
         plots.latent_grid(path, images, u, [f"z{k}" for k in order[:2]], title)

@@ -1,0 +1,55 @@
+"""app/plots.py: what is in the files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scratchgen.app import plots
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        colours, counts = np.unique(
+            np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True
+        )
+    return {tuple(colour): n for colour, n in zip(colours.tolist(), counts.tolist(), strict=True)}
+
+
+def tiles(*colours):
+    """One 4×4 image of each colour."""
+    return np.ones((len(colours), 4, 4, 1)) * np.asarray(colours, dtype=float)[:, None, None, :]
+
+
+def test_colours_are_shown_as_they_are(tmp_path):
+    shades = tiles((1, -1, -1), (-1, 1, -1), (-1, -1, 1), (-1, -1, -1))
+    plots.image_grid(tmp_path / "grid.png", shades, "title", columns=2)
+    found = pixels(tmp_path / "grid.png")
+    red, green, blue = (found[c] for c in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    assert red == pytest.approx(green, rel=0.05)
+    assert red == pytest.approx(blue, rel=0.05)
+    assert max(found, key=found.get) == (255, 255, 255), "around and between tiles is paper"
+
+
+def test_grey_is_ink_on_paper(tmp_path):
+    plots.image_grid(tmp_path / "grid.png", tiles([1], [0], [-1], [-1]), "title", columns=2)
+    found = pixels(tmp_path / "grid.png")
+    black = sum(n for colour, n in found.items() if max(colour) < 10)
+    middle = sum(n for colour, n in found.items() if 120 < colour[0] == colour[2] < 136)
+    assert middle == pytest.approx(black, rel=0.2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_are_laid_row_by_row(channels):
+    images = np.arange(5.0)[:, None, None, None] * np.ones((5, 2, 3, channels))
+    picture = plots._tiles(images, columns=3)
+    assert picture.shape == (6, 12, channels)
+    for i in range(5):
+        top, left = 3 * (i // 3), 4 * (i % 3)
+        np.testing.assert_array_equal(picture[top : top + 2, left : left + 3], images[i])
+    assert np.isnan(picture[2]).all()
+    assert np.isnan(picture[3:, 8:]).all(), "there is no sixth tile"
+
+
+def test_lines_that_read_the_same_share_a_label():
+    found = plots._joined({"a": 1.231, "b": 2.0, "c": 1.2314})
+    assert found == {"a, c: 1.23": 1.231, "b: 2": 2.0}
