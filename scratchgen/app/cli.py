@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from scratchgen.app import commands, reproduce
+from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
 from scratchgen.core.arrays import BackendUnavailable
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
     info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
     info.add_argument("--reading", action="store_true", help="the source files to read, in order")
 
     again = doors.add_parser("reproduce", help="remake a published result and compare")
@@ -168,7 +170,8 @@ def _run(given: argparse.Namespace) -> int:
         result = commands.evaluate(given.run, given.part, given.samples)
         _print(given.json, result, commands.print_evaluation)
     elif given.command == "info":
-        _print(given.json, commands.info(given.run, given.reading), commands.print_info)
+        found = commands.info(given.run, given.reading, given.net)
+        _print(given.json, found, print_dissection if given.net else commands.print_info)
     elif given.command == "explain":
         _print(given.json, explain(given.key, given.search), print_explanation)
     elif given.command == "reproduce":

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scratchgen.app import plots, runs
+from scratchgen.app.dissect import dissect
 from scratchgen.app.recipes import RECIPES, Recipe
 from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.config import Config
@@ -191,8 +192,16 @@ def print_evaluation(result: dict) -> None:
         print(line)
 
 
-def info(folder: Path | None, reading: bool = False) -> dict:
-    """Versions and devices, or what a run folder holds, or what to read in which order."""
+def info(folder: Path | None, reading: bool = False, net: bool = False) -> dict:
+    """Versions and devices; what a run folder holds, or its nets are made of; what to read.
+
+    Raises:
+        ValueError: nets are asked for, but no run is named.
+    """
+    if net:
+        if folder is None:
+            raise ValueError("--net needs a run folder: scratchgen info --net RUN")
+        return dissect(runs.read_recipe(folder))
     if reading:
         path = runs.reading_path()
         return {**path, "lines": sum(sum(files.values()) for files in path.values())}

@@ -174,7 +174,7 @@ class AdaptiveGroupNorm(Module):
 
         def pullback(dy):
             dx, d_scale, d_bias = norm_pullback(dy)
-            return dx, modulation_pullback(namespace(dy).concat([d_scale, d_bias], axis=-1))
+            return dx, modulation_pullback(namespace(dy).concat([d_scale, d_bias], axis=1))
 
         return y, pullback
 

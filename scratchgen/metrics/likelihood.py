@@ -1,6 +1,6 @@
 """Likelihood bounds over a whole data set, with their standard errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 
 import numpy as np
@@ -46,9 +46,8 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
     Source: VAE-6, ELBO-2, [Burda 2016]
     """
     parts: dict[str, list[np.ndarray]] = {}
-    batch = at_once(x.shape[1:])
-    for start in range(0, x.shape[0], batch):
-        some, draw, xp = x[start : start + batch, ...], stream.from_row(start), namespace(x)
+    for start, some in _batches(x):
+        draw, xp = stream.from_row(start), namespace(x)
         reconstruction, log_weights = 0.0, []
         for first in range(0, samples, CHUNK):
             chunk = range(first, min(first + CHUNK, samples))
@@ -65,6 +64,13 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
         for name, values in found.items():
             parts.setdefault(name, []).append(to_host(values).astype(np.float64))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _batches(x) -> Iterator:
+    """(index of the first, examples) of as many at once as `at_once` says."""
+    count = at_once(x.shape[1:])
+    for start in range(0, x.shape[0], count):
+        yield start, x[start : start + count, ...]
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

@@ -320,7 +320,6 @@ class TestUNet:
                 net(x, t, condition)
 
 
-@pytest.mark.equation("NET-12")
 @given(seeds())
 def test_without_its_weights_the_condition_is_not_heard(seed):
     """Input channels [x_t, x̂]: with the weights of x̂ at 0 the output does not depend on it."""
