@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import quiet
 from threadpoolctl import threadpool_info
 
 TURN_SECONDS = 1.5
@@ -34,6 +35,16 @@ class Spread(NamedTuple):
     median: float
     low: float
     high: float
+
+
+class Turns(NamedTuple):
+    """Seconds a step of each contender, one number a round, and the most disturbed round's share.
+
+    That share is what other programs had of one core while the round was taken.
+    """
+
+    times: dict[str, list[float]]
+    disturbance: float
 
 
 def serve(contender) -> None:
@@ -140,17 +151,32 @@ def require_agreement(results: dict[str, dict]) -> float:
     return worst
 
 
-def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each contender, one number a round; a turn takes about TURN_SECONDS."""
+def take_turns(workers: dict[str, Worker], rounds: int, patience: float = 0.0) -> Turns:
+    """Every contender in every round, for about TURN_SECONDS.
+
+    Args:
+        workers: by name.
+        rounds: how many to keep: the quietest of those that were taken.
+        patience: seconds after which no further round is taken in place of a disturbed one.
+    """
+    pids, deadline = [w.pid for w in workers.values()], time.monotonic() + patience
+    quiet.wait(pids, deadline)
     steps = {}
     for name, worker in workers.items():
         worker.seconds(1)  # what is compiled, allocated or cached the first time
         steps[name] = max(1, math.ceil(TURN_SECONDS / worker.seconds(1)))
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            times[name].append(worker.seconds(steps[name]))
-    return times
+    taken: list[tuple[float, dict[str, float]]] = []
+    while True:
+        watch = quiet.Watch(pids)
+        times = {name: worker.seconds(steps[name]) for name, worker in workers.items()}
+        share = watch.share()
+        taken.append((share, times))
+        kept = sorted(taken, key=lambda one: one[0])[:rounds]
+        worst = kept[-1][0]
+        if len(kept) == rounds and (worst <= quiet.QUIET or time.monotonic() >= deadline):
+            return Turns({name: [t[name] for _, t in kept] for name in workers}, worst)
+        if share > quiet.QUIET:
+            quiet.wait(pids, deadline)
 
 
 def spread(values: list[float]) -> Spread:
@@ -163,14 +189,20 @@ def paired_ratio(times: list[float], rival: list[float]) -> Spread:
     return spread([a / b for a, b in zip(times, rival, strict=True)])
 
 
-def compare(workload: str, commands: dict[str, list[str]], rounds: int, threads: int) -> dict:
+def compare(
+    workload: str,
+    commands: dict[str, list[str]],
+    rounds: int,
+    threads: int,
+    patience: float = 0.0,
+) -> dict:
     """Let contenders agree, then take turns.
 
     Args:
         workload: its name.
         commands: contender -> command of its worker; the first is compared with the others.
-        rounds: turns of each.
-        threads: of each.
+        rounds, patience: as for `take_turns`.
+        threads: of each contender.
 
     Returns:
         The results, the first's ratios to the others, and how far they disagree at most.
@@ -184,7 +216,7 @@ def compare(workload: str, commands: dict[str, list[str]], rounds: int, threads:
             for name, command in commands.items()
         }
         difference = require_agreement({name: w.result() for name, w in workers.items()})
-        times = take_turns(workers, rounds)
+        times, disturbance = take_turns(workers, rounds, patience)
         pools = {name: json.loads(worker.ask("pools")) for name, worker in workers.items()}
     first, *rivals = times
     return {
@@ -192,7 +224,7 @@ def compare(workload: str, commands: dict[str, list[str]], rounds: int, threads:
         "results": [
             {"workload": workload, "implementation": name}
             | dict(zip(("median_seconds", "low", "high"), spread(times[name]), strict=True))
-            | {"pools": pools[name]}
+            | {"pools": pools[name], "disturbance": disturbance}
             for name in times
         ],
         "ratios": [
