@@ -16,7 +16,7 @@ from scratchgen.data.digits import load_digits
 @pytest.fixture
 def tiny(monkeypatch):
     """The experiments' own code with small nets and few steps; what is built is kept to look at."""
-    small = {"width": 12, "latent": 3, "steps": 12, "ema": 0.5}
+    small = {"width": 16, "latent": 3, "steps": 12, "ema": 0.5}
     kept = {"recipes": [], "classifiers": [], "scored": []}
     trained = experiments._trained
 
@@ -33,21 +33,26 @@ def tiny(monkeypatch):
             kept["scored"].append(x)
             return super().predict(x)
 
-    monkeypatch.setattr(experiments, "VaeConfig", partial(VaeConfig, **small))
+    monkeypatch.setattr(experiments, "VaeConfig", lambda **given: VaeConfig(**given | small))
     monkeypatch.setattr(experiments, "AutoencoderConfig", partial(AutoencoderConfig, **small))
     monkeypatch.setattr(experiments, "_trained", keep)
     monkeypatch.setattr(experiments, "Classifier", Kept)
     monkeypatch.setattr(experiments, "HEAD_STEPS", 2)
+    monkeypatch.setattr(experiments, "SAMPLES", 4)
     return kept
 
 
-def test_the_digits_result_is_the_average_on_the_test_part(tiny):
-    found = experiments.vae_digits(3)
+@pytest.mark.parametrize(
+    ("experiment", "net"),
+    [(experiments.vae_digits, "mlp"), (experiments.conv_vae_digits, "conv")],
+)
+def test_the_digits_result_is_the_average_on_the_test_part(tiny, experiment, net):
+    found = experiment(3)
     (recipe,) = tiny["recipes"]
-    assert recipe.config.seed == 3
+    assert (recipe.config.seed, recipe.config.net, recipe.config.hold_out) == (3, net, False)
     assert recipe.fit.steps_done == 12
     np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
-    want = recipe.evaluate(load_digits("test"), samples=256)
+    want = recipe.evaluate(load_digits("test"), experiments.SAMPLES)
     assert found == {name: want[name] for name in found}
     assert "bits_per_dim" in found
 
