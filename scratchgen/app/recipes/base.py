@@ -57,7 +57,7 @@ class Recipe(ABC):
             )
         self.shape = self.fitted.codes.shape[1:]
         self.dims = int(np.prod(self.shape))
-        self.at_once = at_once(self.shape)
+        self.at_once = at_once(self.shape)  # examples to evaluate together
         self.model = self.build()
         self.params = FlatParameters(self.model, self.stream.at("initial"))
         warmup = min(100, config.steps // 10)
