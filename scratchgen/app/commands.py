@@ -16,6 +16,7 @@ from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
 
 IMPORTANCE_SAMPLES = 256
+LONG = 10**8  # decoded numbers from which an evaluation takes minutes rather than seconds
 
 
 def say(*words) -> None:
@@ -165,6 +166,8 @@ def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
     data = recipe.part(part)
+    if len(data) * recipe.dims * samples > LONG:
+        say(f"{len(data)} examples × {samples} latent samples take long; --samples 8 takes fewer")
     measures = recipe.evaluate(data, samples)
     odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
     if odd:

@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 
-from scratchgen.core.arrays import namespace, to_host
+from scratchgen.core.arrays import example_sum, namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
 
@@ -52,14 +52,15 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
         for first in range(0, samples, CHUNK):
             chunk = range(first, min(first + CHUNK, samples))
             eps = xp.stack([draw.at(s).normal((some.shape[0], latent)) for s in chunk])
-            (costs, kl), _ = vae.loss(some, eps)
-            reconstruction = reconstruction + costs * (len(chunk) / samples)
-            log_weights.append(vae.log_weights(some, eps))
+            nll, log_ratio = vae.weigh(some, eps)
+            reconstruction = reconstruction + xp.sum(nll, axis=0) / samples
+            log_weights.append(log_ratio - nll)
+        kl = vae.kl_per_dimension(some)
         found = {
             "reconstruction": reconstruction,
-            "kl": kl,
+            "kl": example_sum(kl),
             "importance_weighted": -importance_weighted_bound(xp.concat(log_weights)),
-            "kl_per_dimension": vae.kl_per_dimension(some),
+            "kl_per_dimension": kl,
         }
         for name, values in found.items():
             parts.setdefault(name, []).append(to_host(values).astype(np.float64))

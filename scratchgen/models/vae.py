@@ -74,12 +74,28 @@ class Vae(Module):
 
         Source: ELBO-2, ELBO-4, VAE-3
         """
+        nll, log_ratio = self.weigh(x, eps)
+        return log_ratio - nll
+
+    def weigh(self, x, eps):
+        """-log p(x | z) and log p(z)/q(z | x) at z = mean + e^(logvar/2) ⊙ eps.
+
+        Args:
+            x: (N, ...).
+            eps: (S, N, K) ~ N(0, I).
+
+        Returns:
+            nll: (S, N), nats; its mean over S is the ELBO's reconstruction term.
+            log_ratio: (S, N), nats; log_ratio - nll is the log of the importance weight.
+
+        Source: ELBO-2, ELBO-4, VAE-3
+        """
         mean, logvar = self.encode(x)
         z, _ = reparameterise(mean, logvar, eps)
         nll, _ = self._nll(x, z, None)
-        log_ratio = normal_log_pdf(z) - normal_log_pdf(eps) + 0.5 * logvar  # log p(z)/q(z | x)
+        log_ratio = normal_log_pdf(z) - normal_log_pdf(eps) + 0.5 * logvar
         xp = namespace(z)
-        return xp.sum(log_ratio, axis=-1) - xp.reshape(nll, z.shape[:2])
+        return xp.reshape(nll, z.shape[:2]), xp.sum(log_ratio, axis=-1)
 
     def encode(self, x):
         """q(z | x): x (N, ...) -> mean (N, K), logvar (N, K).
@@ -143,7 +159,7 @@ class Vae(Module):
         """
         xp, n = namespace(z), z.shape[1]
         if stream is None or not getattr(self.decoder, "draws", False):
-            return self.decoder(xp.reshape(z, (-1, z.shape[2])))
+            return self.run("decoder", self.decoder, xp.reshape(z, (-1, z.shape[2])))
         streams = [stream.at("sample", i) for i in range(z.shape[0])]
         runs = [
             self.run("decoder", self.decoder, z[i, ...], stream=s) for i, s in enumerate(streams)
