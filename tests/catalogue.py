@@ -25,7 +25,6 @@ from scratchgen.layers.normalisation import (
     Standardise,
     batch_standardise,
     group_standardise,
-    identity,
     layer_norm,
     layer_standardise,
 )
@@ -118,14 +117,12 @@ LAYERS = [
         for name, f in vars(activations).items()
         if isinstance(f, activations.Activation)
     ),
-    Case("identity", lambda: identity, ((3, 4),), tangent=True),
+    Case("identity", lambda: activations.identity, ((3, 4),), tangent=True),
     Case("Linear", lambda: Linear(4, 3), ((3, 2, 4),), tangent=True),
     Case("Scale", lambda: Scale(8), (IMAGE,), tangent=True),
     Case("Embedding", lambda: Embedding(5, 3), (), analytic=False, reads=codes),
     Case("Conv2d 3×3", lambda: Conv2d(8, 5), (IMAGE,), tangent=True),
-    Case(
-        "Conv2d 1×1", lambda: Conv2d(8, 5, kernel=1, padding=0, bias=False), (IMAGE,), tangent=True
-    ),
+    Case("Conv2d 1×1", lambda: Conv2d(8, 5, kernel=1, bias=False), (IMAGE,), tangent=True),
     Case("Conv2d 4×4, stride 2", lambda: Conv2d(8, 5, kernel=4, stride=2), (IMAGE,), tangent=True),
     Case(
         "Conv2d 2×3, stride 3×2",
@@ -145,7 +142,7 @@ LAYERS = [
     Case("strided", lambda: strided(3), (IMAGE,), tangent=True),
     Case(
         "LinearMap",
-        lambda: LinearMap(lambda x: (2.0 * x, lambda dy: 2.0 * dy)),
+        lambda: LinearMap("double", lambda x: (2.0 * x, lambda dy: 2.0 * dy)),
         (IMAGE,),
         tangent=True,
     ),

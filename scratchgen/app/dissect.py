@@ -1,37 +1,79 @@
 """What a run's networks are made of: each layer's output, parameters and share of the memory.
 
-One training step is run and watched. The memory of a layer is what is still allocated when its
-forward pass ends and was not when it began: its output and whatever its pullback keeps, less what
-it made superfluous. The first layer's share holds the batch as well. The shares add up to what the
-step holds before its pullbacks run.
+One training step is run and watched. A layer's share is by how much the memory in use has grown
+between the end of the layer before and its own: its output and what its pullback keeps, less the
+input of the layer before, where no one keeps that. So shares may be negative; they add up to what
+the step holds behind its last layer, with the batch in the first.
 """
 
 import tracemalloc
+from contextlib import contextmanager
 from math import prod
 
 from scratchgen.app.recipes.base import Recipe
+from scratchgen.core.arrays import Backend
 from scratchgen.core.module import Module, Parameter, observed
 
-SMALL = 4096  # bytes
+SMALL = 4096  # bytes: a part made of parts adds a few Python objects, unless it computes itself
 
 
 class _Meter:
-    """Bytes allocated for arrays now, and at most so far, on a backend's device."""
+    """Bytes in use for arrays: on the GPU from CuPy's pool, else from Python's own tracing."""
 
-    def __init__(self, name: str, xp):
-        self.pool = xp.get_default_memory_pool() if name == "cupy" else None
+    def __init__(self, born: Backend):
+        self.pool = born.xp.get_default_memory_pool() if born.name == "cupy" else None
         self.most = 0
+
+    @contextmanager
+    def running(self):
+        """Within, `now` and `most` count."""
         if self.pool is None:
             tracemalloc.start()
+        try:
+            yield
+        finally:
+            self.now()
+            if self.pool is None:
+                tracemalloc.stop()
 
     def now(self) -> int:
-        held, most = (self.pool.used_bytes(), 0) if self.pool else tracemalloc.get_traced_memory()
-        self.most = max(self.most, held, most)
-        return held
+        """Bytes in use; `most` is the most there ever were (on a GPU, whenever this was asked)."""
+        in_use, most = self.pool.used_bytes() if self.pool else None, 0
+        if in_use is None:
+            in_use, most = tracemalloc.get_traced_memory()
+        self.most = max(self.most, in_use, most)
+        return in_use
 
-    def stop(self) -> None:
-        if self.pool is None:
-            tracemalloc.stop()
+
+class _Rows:
+    """The table that grows while a step is observed."""
+
+    def __init__(self, model: Module, meter: _Meter):
+        self.names = {id(module): name + "." for name, module in model.named(Module)}
+        self.meter, self.last = meter, meter.now()
+        self.counted: set[int] = set()
+        self.rows: list[dict] = []
+
+    def note(self, module: Module, name: str, layer, y) -> None:
+        """The observer: one row for a part that owns parameters or memory."""
+        grown, parameters = self.meter.now() - self.last, self._fresh_parameters(layer)
+        if parameters or abs(grown) > SMALL:
+            self.rows.append(
+                {
+                    "name": self.names.get(id(module), "") + name,
+                    "kind": getattr(layer, "name", type(layer).__name__),
+                    "output": list(y.shape),
+                    "parameters": parameters,
+                    "bytes": grown,
+                }
+            )
+        self.last = self.meter.now()  # what this row takes belongs to no layer
+
+    def _fresh_parameters(self, layer) -> int:
+        owned = [p for _, p in layer.named(Parameter)] if isinstance(layer, Module) else []
+        fresh = [p for p in owned if id(p) not in self.counted]
+        self.counted.update(map(id, fresh))
+        return sum(prod(p.shape) for p in fresh)
 
 
 def dissect(recipe: Recipe) -> dict:
@@ -41,40 +83,16 @@ def dissect(recipe: Recipe) -> dict:
         layers: name, kind, output shape, parameters (where first used) and bytes of each.
         parameters, batch_size, peak_bytes: of the whole step; the peak is the pullbacks' too.
     """
-    recipe.loss(0, slice(0, recipe.config.batch_size))  # what is made once is not a step's
-    names = {id(module): name + "." for name, module in recipe.model.named(Module)}
-    rows: list[dict] = []
-    counted: set[int] = set()
-    meter = _Meter(recipe.born.name, recipe.born.xp)
-    start = last = meter.now()
-
-    def note(module: Module, name: str, layer, y) -> None:
-        nonlocal last
-        grown, last = meter.now() - last, meter.now()
-        owned = layer.named(Parameter) if isinstance(layer, Module) else ()
-        fresh = [p for _, p in owned if id(p) not in counted]
-        counted.update(map(id, fresh))
-        parameters = sum(prod(p.shape) for p in fresh)
-        # a part made of parts adds nothing but a few Python objects, unless it computes itself
-        if layer is not None and (parameters or abs(grown) > SMALL):
-            rows.append(
-                {
-                    "name": names.get(id(module), "") + name,
-                    "kind": getattr(layer, "__name__", type(layer).__name__),
-                    "output": list(y.shape),
-                    "parameters": parameters,
-                    "bytes": grown,
-                }
-            )
-        last = meter.now()  # what was noted here belongs to no layer
-
-    with observed(note):
-        recipe.loss(0, slice(0, recipe.config.batch_size))
-    meter.now()
-    meter.stop()
+    batch = slice(0, recipe.config.batch_size)
+    recipe.loss(0, batch)  # what is made once is not a step's
+    meter = _Meter(recipe.born)
+    with meter.running():
+        start, rows = meter.now(), _Rows(recipe.model, meter)
+        with observed(rows.note):
+            recipe.loss(0, batch)
     recipe.params.grad[...] = 0.0
     return {
-        "layers": rows,
+        "layers": rows.rows,
         "parameters": recipe.params.theta.shape[0],
         "batch_size": recipe.config.batch_size,
         "peak_bytes": meter.most - start,
@@ -96,6 +114,6 @@ def print_dissection(found: dict) -> None:
     print(
         f"{found['parameters']:,} parameters; a step of batch {found['batch_size']} takes "
         f"{peak:.1f} MiB at its peak, beside parameters and data\n"
-        "MiB: what is allocated behind a layer and was not before it, kept for its pullback; "
-        "negative where it frees more than it keeps"
+        "MiB: the growth of memory from the layer before to this one; negative where more is let "
+        "go than kept"
     )

@@ -8,17 +8,20 @@ The slope is evaluated in the pullback, so sampling never pays for it.
 from scratchgen.core.arrays import namespace
 from scratchgen.core.numerics import sigmoid as sigmoid_value
 from scratchgen.core.numerics import softplus as softplus_value
+from scratchgen.layers.affine import LinearMap
 
 
 class Activation:
     """y = φ(x), elementwise, as a layer.
 
     Args:
+        name: what a list of layers calls it.
         core: x -> c, what value and derivatives have in common.
         value, slope, curvature: (x, c) -> φ(x), φ'(x), φ''(x).
     """
 
-    def __init__(self, core, value, slope, curvature):
+    def __init__(self, name, core, value, slope, curvature):
+        self.name = name
         self.core, self.value, self.slope, self.curvature = core, value, slope, curvature
 
     def __call__(self, x):
@@ -50,6 +53,7 @@ def _leaky_step(x):
 
 
 tanh = Activation(
+    name="tanh",
     core=lambda x: namespace(x).tanh(x),
     value=lambda x, c: c,
     slope=lambda x, c: 1.0 - c * c,
@@ -57,6 +61,7 @@ tanh = Activation(
 )
 
 sigmoid = Activation(
+    name="sigmoid",
     core=sigmoid_value,
     value=lambda x, c: c,
     slope=lambda x, c: c * (1.0 - c),
@@ -64,6 +69,7 @@ sigmoid = Activation(
 )
 
 softplus = Activation(
+    name="softplus",
     core=sigmoid_value,
     value=lambda x, c: softplus_value(x),
     slope=lambda x, c: c,
@@ -71,6 +77,7 @@ softplus = Activation(
 )
 
 silu = Activation(
+    name="silu",
     core=sigmoid_value,
     value=lambda x, c: x * c,
     slope=lambda x, c: c * (1.0 + x * (1.0 - c)),
@@ -78,6 +85,7 @@ silu = Activation(
 )
 
 relu = Activation(
+    name="relu",
     core=_step,
     value=lambda x, c: x * c,
     slope=lambda x, c: c,
@@ -85,8 +93,11 @@ relu = Activation(
 )
 
 leaky_relu = Activation(
+    name="leaky_relu",
     core=_leaky_step,
     value=lambda x, c: x * c,
     slope=lambda x, c: c,
     curvature=lambda x, c: 0.0 * c,
 )
+
+identity = LinearMap("identity", lambda x: (x, lambda dy: dy))

@@ -1,4 +1,4 @@
-"""Affine layers: all that own parameters are of this kind.
+"""Affine layers, and what the layers that own parameters are made of.
 
 An affine map is its own derivative but for the bias, so its pushforward is itself without b and
 every gradient is a product aᵀ b.
@@ -23,7 +23,9 @@ def one_values(stream: Stream, shape):
 
 
 def fan_in_normal(fan_in: float) -> Callable:
-    """The initialiser that draws N(0, 1/fan-in), so that the output keeps a unit input's variance.
+    """The initialiser that draws N(0, 1/fan-in).
+
+    An output that is the sum of so many independent inputs of unit variance has unit variance too.
 
     Args:
         fan_in: how many inputs make up one output.
@@ -102,9 +104,15 @@ class Linear(Affine):
 
 
 class Scale(Module):
-    """y = g ⊙ x + b, per channel:  x (..., C) -> y (..., C); g starts at 1, b at 0."""
+    """y = g ⊙ x + b, per channel:  x (..., C) -> y (..., C); g starts at 1, b at 0.
+
+    Raises:
+        ValueError: fewer than 1 channel.
+    """
 
     def __init__(self, channels: int):
+        if channels < 1:
+            raise ValueError(f"Scale needs at least 1 channel, got {channels}")
         self.gain = Parameter((channels,), one_values)
         self.bias = Parameter((channels,), zero_values)
 
@@ -141,15 +149,21 @@ class Embedding(Module):
         codes: the number of codes, 0..codes-1.
         n_out: the size of a vector.
         init: initialiser of W (codes, n_out); standard normal entries unless told otherwise.
+
+    Raises:
+        ValueError: a size below 1; calling it, a code that is not among them.
     """
 
     def __init__(self, codes: int, n_out: int, init=Stream.normal):
+        if codes < 1 or n_out < 1:
+            raise ValueError(f"Embedding needs sizes of at least 1, got {codes} -> {n_out}")
         self.weight = Parameter((codes, n_out), init)
 
     def __call__(self, code):
         """code (N,) int64 -> y (N, n_out), pullback: dy -> None, for codes have no cotangent."""
         weight = self.weight.read()
         xp = namespace(code)
+        self._require(code)
         known = xp.arange(self.weight.shape[0], dtype=code.dtype, device=code.device)
         one_hot = xp.astype(code[:, None] == known, weight.value.dtype)
 
@@ -158,16 +172,22 @@ class Embedding(Module):
 
         return one_hot @ weight.value, pullback
 
+    def _require(self, code) -> None:
+        xp, codes = namespace(code), self.weight.shape[0]
+        if not bool(xp.all((code >= 0) & (code < codes))):
+            raise ValueError(f"codes must lie in 0..{codes - 1}, got some that do not")
+
 
 class LinearMap:
     """y = A x without parameters, as a layer: its tangent is itself.
 
     Args:
+        name: what a list of layers calls it.
         apply: x -> (A x, pullback).
     """
 
-    def __init__(self, apply: Callable):
-        self.apply = apply
+    def __init__(self, name: str, apply: Callable):
+        self.name, self.apply = name, apply
 
     def __call__(self, x):
         """x -> A x, pullback: dy -> Aᵀ dy."""

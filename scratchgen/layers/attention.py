@@ -1,6 +1,6 @@
 """Self-attention: every place of an image reads from every other."""
 
-from math import sqrt
+from math import prod, sqrt
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import Module
@@ -69,7 +69,7 @@ class SelfAttention(Module):
     def __call__(self, x):
         """x (N, ..., C) -> y (N, ..., C), pullback: dy -> dx."""
         xp, c = namespace(x), x.shape[-1]
-        tokens = xp.reshape(x, (x.shape[0], -1, c))
+        tokens = xp.reshape(x, (x.shape[0], prod(x.shape[1:-1]), c))
         qkv, qkv_pullback = self.qkv(tokens)
         q, k, v = (self._split(qkv[..., i * c : (i + 1) * c]) for i in range(3))
         h, attention_pullback = attention(q, k, v)

@@ -8,6 +8,7 @@ the kernel flipped in both directions; that is faster than scattering, and short
 
 from collections.abc import Callable
 from math import prod
+from operator import index
 
 from scratchgen.core.arrays import namespace, rows
 from scratchgen.core.module import Parameter, Reading
@@ -121,9 +122,11 @@ def transposed_convolution(x, weight: Reading, stride: Pair, padding: Pair, size
     w = weight.value
 
     def pullback(dy):
+        xp, flat, parts = namespace(dy), namespace(w).reshape(w, (-1, w.shape[-1])), []
         for part, seen in patches_in_blocks(dy, w.shape[:2], stride, padding, padding):
             weight.accumulate_product(rows(seen), rows(x[part, ...]))
-        return correlate(dy, w, stride, padding)
+            parts.append(seen @ flat)
+        return xp.concat(parts)
 
     return correlate_adjoint(x, w, stride, padding, size), pullback
 
@@ -135,7 +138,8 @@ class Conv2d(Affine):
 
     Args:
         n_in, n_out: channels before and after.
-        kernel, stride, padding: one number, or one for the rows and one for the columns.
+        kernel, stride, padding: one number, or one for the rows and one for the columns; padding
+            (k - 1)//2 unless told otherwise, which keeps an odd kernel's output as large as x.
         init: initialiser of W (k, l, n_in, n_out); of variance 1/fan-in unless told otherwise.
         bias: whether there is a b (n_out,); it starts at 0.
         reads_data: as for `Linear`.
@@ -151,7 +155,7 @@ class Conv2d(Affine):
         n_out: int,
         kernel: int | Pair = 3,
         stride: int | Pair = 1,
-        padding: int | Pair = 1,
+        padding: int | Pair | None = None,
         init: Callable | None = None,
         bias: bool = True,
         reads_data: bool = False,
@@ -177,8 +181,7 @@ class ConvTranspose2d(Affine):
     Args:
         n_in, n_out: channels before and after.
         kernel, stride, padding: of the convolution, as for `Conv2d`.
-        extra: rows and columns at the end that the convolution's stride leaves out, below the
-            stride.
+        extra: rows and columns at the end that the convolution's stride leaves out, fewer than s.
         init: initialiser of W (k, l, n_out, n_in); of variance 1/fan-in unless told otherwise.
         bias: whether there is a b (n_out,); it starts at 0.
 
@@ -195,13 +198,15 @@ class ConvTranspose2d(Affine):
         n_out: int,
         kernel: int | Pair = 4,
         stride: int | Pair = 2,
-        padding: int | Pair = 1,
+        padding: int | Pair | None = None,
         extra: int | Pair = 0,
         init: Callable | None = None,
         bias: bool = True,
     ):
         k, self.stride, self.padding = _geometry(n_in, n_out, kernel, stride, padding)
         self.extra = _pair("extra", extra, least=0)
+        if self.extra[0] >= self.stride[0] or self.extra[1] >= self.stride[1]:
+            raise ValueError(f"the extra must be below the stride {self.stride}, got {self.extra}")
         share = k[0] * k[1] / (self.stride[0] * self.stride[1])  # of the kernel, in each output
         self.weight = Parameter((*k, n_out, n_in), init or fan_in_normal(share * n_in))
         self.bias = Parameter((n_out,), zero_values) if bias else None
@@ -239,11 +244,14 @@ def _require_fit(size, kernel, padding) -> None:
 def _geometry(n_in, n_out, kernel, stride, padding) -> tuple[Pair, Pair, Pair]:
     if n_in < 1 or n_out < 1:
         raise ValueError(f"a convolution needs at least 1 channel, got {n_in} -> {n_out}")
-    return _pair("kernel", kernel), _pair("stride", stride), _pair("padding", padding, least=0)
+    kernel = _pair("kernel", kernel)
+    if padding is None:
+        padding = tuple((k - 1) // 2 for k in kernel)
+    return kernel, _pair("stride", stride), _pair("padding", padding, least=0)
 
 
 def _pair(name: str, value: int | Pair, least: int = 1) -> Pair:
-    first, second = (value, value) if isinstance(value, int) else value
+    first, second = map(index, value if isinstance(value, tuple) else (value, value))
     if min(first, second) < least:
         raise ValueError(f"the {name} must be at least {least}, got {value}")
     return first, second

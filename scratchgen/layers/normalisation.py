@@ -6,15 +6,16 @@ norm), the channels at one place (layer norm), one channel over the whole batch 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 
 from scratchgen.core.arrays import halves, namespace, ones
-from scratchgen.core.module import Buffer, Module, Parameter, observe, observed
+from scratchgen.core.module import Buffer, Module, Parameter
 from scratchgen.core.twins import readable
-from scratchgen.layers.affine import Linear, LinearMap, Scale, one_values, zero_values
+from scratchgen.layers.activations import identity
+from scratchgen.layers.affine import Linear, Scale, one_values, zero_values
 from scratchgen.layers.combinators import Sequential
 
 TINY = 1e-5
-identity = LinearMap(lambda x: (x, lambda dy: dy))
 
 
 class Standardise:
@@ -74,11 +75,13 @@ def _shaped(x, like):
 
 def group_standardise(groups: int) -> Standardise:
     """Standardise each group of neighbouring channels of each example (N, ..., C)."""
-    return Standardise((1, 3), lambda shape: (shape[0], -1, groups, shape[-1] // groups))
+    return Standardise(
+        (1, 3), lambda shape: (shape[0], prod(shape[1:-1]), groups, shape[-1] // groups)
+    )
 
 
 layer_standardise = Standardise((-1,))
-batch_standardise = Standardise((0,), lambda shape: (-1, shape[-1]))
+batch_standardise = Standardise((0,), lambda shape: (prod(shape[:-1]), shape[-1]))
 
 
 @readable
@@ -187,6 +190,9 @@ class AdditiveGroupNorm(Module):
     Args:
         channels, dims, groups, activation: as for `AdaptiveGroupNorm`.
 
+    Raises:
+        ValueError: the channels do not divide into groups.
+
     Source: NET-10
     """
 
@@ -219,11 +225,16 @@ def layer_norm(channels: int) -> Sequential:
 class BatchNorm(Module):
     """y = g ⊙ x̂ + b, x̂ standardised per channel over the batch and all places.
 
-    With a stream, that is in training, mean and variance are the batch's. Without one they are the
-    running ones, two buffers that `tracking` moves, so that examples do not mix in evaluation.
+    With a stream, that is in training, mean and variance are the batch's, so a batch must be run
+    whole and not in shards. Without one they are the running ones, so that examples do not mix in
+    evaluation. Those are two buffers, and only `tracking` moves them: whoever trains a net with
+    batch norm runs each step's forward passes within it (training/fit.py does so if told).
 
     Args:
         channels: C.
+
+    Raises:
+        ValueError: fewer than 1 channel.
 
     Source: [Ioffe 2015]
     """
@@ -237,22 +248,22 @@ class BatchNorm(Module):
 
     def __call__(self, x, stream=None):
         """x (..., C) -> y (..., C), pullback: dy -> dx."""
-        x_hat, standardise_pullback = self._evaluation(x) if stream is None else self._training(x)
+        standardise = self._by_the_running if stream is None else self._by_the_batch
+        x_hat, standardise_pullback = standardise(x)
         y, scale_pullback = self.scale(x_hat)
         return y, lambda dy: standardise_pullback(scale_pullback(dy))
 
-    def _training(self, x):
-        xp = namespace(x)
-        seen = xp.reshape(x, (-1, x.shape[-1]))
-        # of the population, hence n/(n-1); the batch itself is standardised by its own variance
-        correction = 1.0 if seen.shape[0] > 1 else 0.0
-        statistics = (xp.mean(seen, axis=0), xp.var(seen, axis=0, correction=correction))
-        observe(self, "statistics", None, xp.stack(statistics))
+    def _by_the_batch(self, x):
+        for seen in _tracked:
+            seen.setdefault(self, []).append(_statistics(x))
         return batch_standardise(x)
 
-    def _evaluation(self, x):
+    def _by_the_running(self, x):
         r = 1.0 / namespace(x).sqrt(self.variance.value + TINY)
         return (x - self.mean.value) * r, lambda dy: dy * r
+
+
+_tracked: list[dict[BatchNorm, list]] = []
 
 
 @contextmanager
@@ -263,21 +274,33 @@ def tracking(momentum: float = 0.1) -> Iterator[None]:
 
     Args:
         momentum: in (0, 1]; 1 forgets all but the last.
+
+    Raises:
+        ValueError: the momentum is outside (0, 1].
     """
+    if not 0.0 < momentum <= 1.0:
+        raise ValueError(f"the momentum must lie in (0, 1], got {momentum}")
     seen: dict[BatchNorm, list] = {}
-
-    def note(module: Module, name: str, layer, y) -> None:
-        if isinstance(module, BatchNorm) and name == "statistics":
-            seen.setdefault(module, []).append(y)
-
-    with observed(note):
+    _tracked.append(seen)
+    try:
         yield
-    for norm, statistics in seen.items():
-        mean = sum(statistics[1:], statistics[0]) / len(statistics)
-        for buffer, value in ((norm.mean, mean[0, :]), (norm.variance, mean[1, :])):
-            buffer.value = buffer.value + momentum * (value - buffer.value)
+    finally:
+        _tracked.remove(seen)
+    for norm, calls in seen.items():
+        means, variances = zip(*calls, strict=True)
+        for buffer, values in ((norm.mean, means), (norm.variance, variances)):
+            mean = sum(values[1:], values[0]) / len(values)
+            buffer.value = buffer.value + momentum * (mean - buffer.value)
+
+
+def _statistics(x):
+    """Mean and variance (C,) of each channel, the latter of the population: over n - 1."""
+    xp = namespace(x)
+    seen = xp.reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
+    correction = 1.0 if seen.shape[0] > 1 else 0.0
+    return xp.mean(seen, axis=0), xp.var(seen, axis=0, correction=correction)
 
 
 def _require_groups(channels: int, groups: int) -> None:
-    if groups < 1 or channels % groups:
+    if groups < 1 or channels < 1 or channels % groups:
         raise ValueError(f"the channels must be a multiple of the groups, got {channels}, {groups}")

@@ -3,6 +3,8 @@
 Images are (N, H, W, C). Nothing here assigns to a part of an array, so all of it can be traced.
 """
 
+from math import prod
+
 from scratchgen.core.arrays import namespace, zeros
 from scratchgen.layers.affine import LinearMap
 
@@ -33,13 +35,15 @@ def dilate(x, stride: Pair):
 
 
 def reshaped(*shape: int) -> LinearMap:
-    """The layer x (N, ...) -> (N, *shape); one entry may be -1."""
+    """The layer x (N, ...) -> (N, *shape); one entry may be -1, for what is left."""
 
     def apply(x):
-        xp = namespace(x)
-        return xp.reshape(x, (x.shape[0], *shape)), lambda dy: xp.reshape(dy, x.shape)
+        xp, known = namespace(x), prod(n for n in shape if n != -1)
+        left = prod(x.shape[1:]) // known  # reshape itself would not know it of an empty batch
+        whole = (left if n == -1 else n for n in shape)
+        return xp.reshape(x, (x.shape[0], *whole)), lambda dy: xp.reshape(dy, x.shape)
 
-    return LinearMap(apply)
+    return LinearMap("reshaped", apply)
 
 
 def nearest(factor: int = 2) -> LinearMap:
@@ -60,7 +64,7 @@ def nearest(factor: int = 2) -> LinearMap:
 
         return xp.reshape(spread, (n, h * factor, w * factor, c)), pullback
 
-    return LinearMap(apply)
+    return LinearMap("nearest", apply)
 
 
 def strided(factor: int = 2) -> LinearMap:
@@ -79,7 +83,7 @@ def strided(factor: int = 2) -> LinearMap:
 
         return x[:, ::factor, ::factor, :], pullback
 
-    return LinearMap(apply)
+    return LinearMap("strided", apply)
 
 
 def _blocks(x, factor: int):

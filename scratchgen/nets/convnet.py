@@ -60,9 +60,21 @@ def conv_trunk(
 
 
 def conv_encoder(
-    shape: Shape, n_out: int, width: int = 32, dropout: float = 0.0, reads_data: bool = True
+    shape: Shape, n_out: int, width: int = 32, dropout: float = 0.0, reads_data: bool = False
 ) -> Sequential:
-    """`conv_trunk`, then a linear layer:  x (N, H, W, C) -> (N, n_out)."""
+    """`conv_trunk`, then a linear layer:  x (N, H, W, C) -> (N, n_out).
+
+    Args:
+        shape: (H, W, C) of the images.
+        n_out: the size of the code.
+        width, dropout, reads_data: as for `conv_trunk`.
+
+    Returns:
+        A net.
+
+    Raises:
+        ValueError: as for `conv_trunk`.
+    """
     trunk, features = conv_trunk(shape, width, dropout, reads_data)
     return Sequential(*trunk.layers, Linear(features, n_out))
 

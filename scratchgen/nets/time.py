@@ -16,8 +16,8 @@ from scratchgen.layers.combinators import Sequential
 class Sinusoidal:
     """[sin(t ω_i), cos(t ω_i)], ω_i = longest^(-i/(D/2 - 1)):  t (N,) -> (N, D).
 
-    The frequencies fall from 1 to 1/longest, in equal ratios. For steps t = 1..T take t as it is;
-    for a time in [0, 1] take scale = 1000 or so.
+    The frequencies fall from 1 to 1/longest, in equal ratios. For steps t = 1..T take t as it is,
+    as floating numbers; for a time in [0, 1] take scale = 1000 or so.
 
     Args:
         dims: D, even and at least 4.

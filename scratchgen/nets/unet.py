@@ -2,9 +2,9 @@
 
     e = time(t)
     h = conv(x)
-    down:  h = stage(h, e), and keep h        each stage but the first level's starts by halving
+    down:  h = stage(h, e), and keep h        behind each level but the last the image halves
     middle
-    up:    h = stage([h, kept], e)            each level but the last ends by doubling
+    up:    h = stage([h, kept], e)            and doubles again
     y = conv(SiLU(norm(h)))
 
 A stage is a ResNet block, which hears of the time, and self-attention where that is wanted.
@@ -55,7 +55,7 @@ class ResBlock(Module):
         self.first = Sequential(GroupNorm(n_in, groups, silu), Conv2d(n_in, n_out))
         self.inject = inject(n_out, dims, groups, silu)
         self.last = Sequential(Dropout(dropout), Conv2d(n_out, n_out, init=zero_values))
-        self.skip = Conv2d(n_in, n_out, kernel=1, padding=0) if n_in != n_out else Sequential()
+        self.skip = Conv2d(n_in, n_out, kernel=1) if n_in != n_out else Sequential()
 
     def __call__(self, x, e, stream=None):
         """x (N, H, W, n_in), e (N, dims) -> y (N, H, W, n_out), pullback: dy -> (dx, de)."""
@@ -101,6 +101,7 @@ class UNet(Module):
         multipliers: channels of each level, from the full resolution down, in widths.
         blocks: stages at each level, down and up.
         attention: the resolutions (such as 16, 8) whose stages attend.
+        attend_middle: whether the middle attends, at the lowest resolution.
         heads: of the attention.
         groups, dropout, inject: as for `ResBlock`.
         time: features of time (nets/time.py); sinusoidal ones unless given.
@@ -109,7 +110,8 @@ class UNet(Module):
         reads_data: no cotangent of x or of the condition is computed.
 
     Raises:
-        ValueError: the size does not halve often enough, or a number is outside its range.
+        ValueError: the size does not halve often enough, or a number is outside its range; calling
+            it, an input has another shape, or the times another dtype than the images.
 
     Source: NET-5
     """
@@ -123,6 +125,7 @@ class UNet(Module):
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
         attention: Sequence[int] = (),
+        attend_middle: bool = True,
         heads: int = 1,
         groups: int = 8,
         dropout: float = 0.0,
@@ -132,34 +135,33 @@ class UNet(Module):
         condition: int = 0,
         reads_data: bool = False,
     ):
-        levels, dims = len(multipliers), 4 * width
-        _require_size(size, levels)
+        sides = _sides(size, len(multipliers))
+        _require_stages(blocks, attention, sides)
+        dims, widths = 4 * width, [width * m for m in multipliers]
         self.shape, self.condition, self.draws = (size, size, n_in), condition, dropout > 0.0
         self.frequencies = [2.0**n * pi for n in fourier]
         self.time = Sequential(time_embedding(time or Sinusoidal(width), dims), silu)
         read = (1 + 2 * len(self.frequencies)) * n_in + condition
         self.first = Conv2d(read, width, reads_data=reads_data)
 
-        def stage(c_in, c_out, before=(), after=(), attend=False):
+        def stage(c_in, c_out, attend, before=(), after=()):
             block = ResBlock(c_in, c_out, dims, groups, dropout, inject)
             attending = [_attention(c_out, heads, groups)] if attend else []
             return Stage(before, block, [*attending, *after])
 
-        channels = [width * m for m in multipliers]
         self.down, self.up, kept, c = [], [], [], width
-        for level, c_out in enumerate(channels):
-            attend = (size >> level) in attention
+        for level, (side, c_out) in enumerate(zip(sides, widths, strict=True)):
             for i in range(blocks):
                 halve = [Conv2d(c, c, stride=2)] if level > 0 and i == 0 else []
-                self.down.append(stage(c, c_out, before=halve, attend=attend))
+                self.down.append(stage(c, c_out, side in attention, before=halve))
                 c = c_out
                 kept.append(c)
-        self.middle = [stage(c, c, attend=True), stage(c, c)]
-        for level, c_out in reversed(list(enumerate(channels))):
-            attend = (size >> level) in attention
+        self.middle = [stage(c, c, attend_middle), stage(c, c, False)]
+        for level, (side, c_out) in reversed(list(enumerate(zip(sides, widths, strict=True)))):
             for i in range(blocks):
-                double = [nearest(2), Conv2d(c_out, c_out)] if level > 0 and i == blocks - 1 else []
-                self.up.append(stage(c + kept.pop(), c_out, after=double, attend=attend))
+                last = level > 0 and i == blocks - 1
+                double = [nearest(2), Conv2d(c_out, c_out)] if last else []
+                self.up.append(stage(c + kept.pop(), c_out, side in attention, after=double))
                 c = c_out
         self.last = Sequential(GroupNorm(c, groups, silu), Conv2d(c, n_out, init=zero_values))
 
@@ -169,37 +171,36 @@ class UNet(Module):
         Its pullback: dy -> (dx, dt), and d_condition where there is a condition; dx and d_condition
         are None where the net reads data.
         """
-        self._require(x, condition)
+        self._require(x, t, condition)
         inputs, inputs_pullback = self._inputs(x, condition)
         e, time_pullback = self.run("time", self.time, t)
         h, first_pullback = self.run("first", self.first, inputs)
-        pullbacks, kept = [], []
+        down, middle, up, kept = [], [], [], []
         for i, stage in enumerate(self.down):
             h, pull = self.run(f"down.{i}", stage, h, e, stream=stream)
-            pullbacks.append(pull)
+            down.append(pull)
             kept.append(h)
         for i, stage in enumerate(self.middle):
             h, pull = self.run(f"middle.{i}", stage, h, e, stream=stream)
-            pullbacks.append(pull)
-        widths = []
+            middle.append(pull)
         for i, stage in enumerate(self.up):
-            widths.append(h.shape[-1])
-            h = namespace(h).concat([h, kept.pop()], axis=-1)
-            h, pull = self.run(f"up.{i}", stage, h, e, stream=stream)
-            pullbacks.append(pull)
+            both, split = _joined(h, kept.pop())
+            h, pull = self.run(f"up.{i}", stage, both, e, stream=stream)
+            up.append((pull, split))
         y, last_pullback = self.run("last", self.last, h)
 
         def pullback(dy):  # the same from the bottom up
-            dh, de, d_kept, back = last_pullback(dy), 0.0, [], list(pullbacks)
-            for width in reversed(widths):
-                d_both, d = back.pop()(dh)
-                dh, de = d_both[..., :width], de + d
-                d_kept.append(d_both[..., width:])
-            for _ in self.middle:
-                dh, d = back.pop()(dh)
+            dh, de, d_kept = last_pullback(dy), 0.0, []
+            for pull, split in reversed(up):
+                d_both, d = pull(dh)
                 de = de + d
-            while back:
-                dh, d = back.pop()(dh + d_kept.pop())
+                dh, d_skip = split(d_both)
+                d_kept.append(d_skip)
+            for pull in reversed(middle):
+                dh, d = pull(dh)
+                de = de + d
+            for pull in reversed(down):
+                dh, d = pull(dh + d_kept.pop())
                 de = de + d
             dx, d_condition = inputs_pullback(first_pullback(dh))
             dt = time_pullback(de)
@@ -224,24 +225,49 @@ class UNet(Module):
 
         return xp.concat(parts if condition is None else [*parts, condition], axis=-1), pullback
 
-    def _require(self, x, condition) -> None:
-        told = 0 if condition is None else condition.shape[-1]
-        if x.shape[1:] != self.shape or told != self.condition:
+    def _require(self, x, t, condition) -> None:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this net takes images {self.shape}, got {x.shape[1:]}")
+        if t.shape != x.shape[:1] or t.dtype != x.dtype:
             raise ValueError(
-                f"this net takes images {self.shape} and {self.condition} channels of condition, "
-                f"got {x.shape[1:]} and {told}"
+                f"this net takes one time for each image, {x.shape[:1]} of {x.dtype}; "
+                f"got {t.shape} of {t.dtype}"
             )
+        told = None if condition is None else condition.shape
+        wanted = (*x.shape[:3], self.condition) if self.condition else None
+        if told != wanted:
+            raise ValueError(f"this net takes a condition of shape {wanted}, got {told}")
+
+
+def _joined(h, kept):
+    """[h, kept] in the channels; its pullback takes them apart."""
+    c = h.shape[-1]
+    both = namespace(h).concat([h, kept], axis=-1)
+    return both, lambda d: (d[..., :c], d[..., c:])
 
 
 def _attention(channels: int, heads: int, groups: int) -> Residual:
     return Residual(Sequential(GroupNorm(channels, groups), SelfAttention(channels, heads)))
 
 
-def _require_size(size: int, levels: int) -> None:
+def _sides(size: int, levels: int) -> list[int]:
+    """The resolution of each level."""
+    if levels < 1:
+        raise ValueError("a U-Net needs the multiplier of at least one level, got none")
     step = 2 ** (levels - 1)
-    if levels < 1 or size < step or size % step:
+    if size < 1 or size % step:
         good = max(1, round(size / step)) * step
         raise ValueError(
             f"with {levels} levels the size must be a multiple of {step}, got {size}; "
             f"the nearest that fits is {good}"
         )
+    return [size >> level for level in range(levels)]
+
+
+def _require_stages(blocks: int, attention: Sequence[int], sides: list[int]) -> None:
+    if blocks < 1:
+        raise ValueError(f"a level needs at least 1 block, got {blocks}")
+    for side in attention:
+        if side not in sides:
+            known = ", ".join(map(str, sides))
+            raise ValueError(f"attention must name resolutions among {known}, got {side}")

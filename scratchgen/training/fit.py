@@ -11,6 +11,7 @@ finite, checkpoints, and a state from which the run continues bit for bit.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class Fit:
         every: steps averaged into one logged row.
         ema: an average of the weights to keep, or None.
         workers: who evaluates the rows.
+        within: makes a context in which each step's loss is evaluated, such as
+            `layers.normalisation.tracking`, without which batch norm keeps no statistics.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Fit:
         every: int = 50,
         ema: Ema | None = None,
         workers: Workers | None = None,
+        within: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
         self.workers: Workers = workers or Solo()
+        self.within = within
         self.steps_done = 0
         self.history: dict[str, list[float]] = {}
         self._sums: dict[str, float] = {}
@@ -93,7 +98,10 @@ class Fit:
         """
         step = self.steps_done
         buffers = {name: 1.0 * buffer.value for name, buffer in self.params.buffers.items()}
-        terms = self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
+        with self.within():
+            terms = self.workers.run(
+                self.params, lambda rows: self.loss(step, rows), self.batch_size
+            )
         means = {name: float(namespace(term).mean(term)) for name, term in terms.items()}
         for name, mean in means.items():
             if not isfinite(mean):

@@ -10,6 +10,7 @@ from scratchgen.app.recipes import AutoencoderRecipe, VaeRecipe
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.data.shapes import SIZES, load_shapes
+from scratchgen.layers.dropout import Dropout
 
 TINY = {"data": "shapes", "net": "conv", "width": 8, "latent": 3, "batch_size": 4, "steps": 2}
 MODELS = {"vae": (VaeRecipe, VaeConfig), "autoencoder": (AutoencoderRecipe, AutoencoderConfig)}
@@ -55,6 +56,18 @@ def test_autoencoders_train_and_are_measured(size, colour):
     assert x.shape == (6, *recipe.shape)
     found = recipe.evaluate(part, samples=1)["squared_error_per_dim"]
     assert found == pytest.approx(float(((recipe.reconstruct(x) - x) ** 2).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_dropout_and_the_data_s_missing_cotangent_reach_the_nets(model):
+    recipe, config = MODELS[model]
+    made = recipe(config(**TINY, size=16, dropout=0.25)).model
+    for net in (made.encoder, made.decoder):
+        rates = [layer.rate for layer in net.layers if isinstance(layer, Dropout)]
+        assert rates == [0.25] * 3
+    assert made.encoder.layers[0].reads_data
+    code, pullback = made.encoder(np.zeros((1, 16, 16, 1), dtype=np.float32))
+    assert pullback(code) is None
 
 
 @pytest.mark.parametrize("data", ["digits", "shapes"])
@@ -136,7 +149,7 @@ def test_a_colour_run_goes_the_whole_way(runs, capsys):
         (["--size", "9"], "invalid choice: 9"),
         (["--net", "conv", "--depth", "3"], "--depth is for fully connected nets"),
         (["--net", "conv", "--width", "12"], "--width must be a multiple of 8 for --net conv"),
-        (["--width", "-1"], "--width must be at least 1, got -1"),
+        (["--width", "-1"], "--width must be at least 1, or 0 for the default, got -1"),
         (["--data", "shapes", "--batch-size", "2001"], "at most the 2000 training examples"),
     ],
 )

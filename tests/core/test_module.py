@@ -149,6 +149,16 @@ def test_first_nonfinite_names_the_parameter(born):
     assert params.first_nonfinite() == "layers.1.bias"
 
 
+def test_each_buffer_draws_its_own_first_value():
+    class Two(Module):
+        def __init__(self):
+            self.a, self.b = (Buffer((3,), Stream.normal) for _ in range(2))
+
+    two = Two()
+    FlatParameters(two, Stream(0, NUMPY))
+    assert np.all(two.a.value != two.b.value)
+
+
 def test_observers_see_every_part_and_only_within():
     net = Sequential(Linear(2, 2), silu)
     bound(net)

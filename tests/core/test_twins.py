@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scratchgen.core import twins
-from scratchgen.layers.attention import softmax
+from scratchgen.layers.attention import SelfAttention, softmax
 from scratchgen.layers.conv import Conv2d, ConvTranspose2d, convolution, transposed_convolution
 from scratchgen.layers.normalisation import AdaptiveGroupNorm, GroupNorm, group_norm
 
@@ -60,6 +60,7 @@ def test_the_costly_functions_of_the_layers_are_marked(marked, monkeypatch):
         (transposed_convolution, lambda: ConvTranspose2d(2, 3), [(2, 4, 4, 2)]),
         (group_norm, lambda: GroupNorm(4, 2), [(2, 3, 3, 4)]),
         (group_norm, lambda: AdaptiveGroupNorm(4, 3, 2), [(2, 3, 3, 4), (2, 3)]),
+        (softmax, lambda: SelfAttention(4), [(2, 3, 4)]),
     ],
 )
 def test_layers_go_through_the_marked_functions(marked, make, inputs, monkeypatch):

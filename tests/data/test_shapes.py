@@ -151,8 +151,9 @@ def test_a_part_is_its_factors_painted(size, colour):
     np.testing.assert_array_equal(part.labels, part.factors["kind"])
     again = shapes.paint({name: each[-5:] for name, each in part.factors.items()}, size, colour)
     np.testing.assert_array_equal(part.codes[-5:], again)
-    with pytest.raises(ValueError, match="read-only"):
-        part.codes[0] = 0
+    for array in (part.codes, part.labels, *part.factors.values()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 def test_parts_are_the_fixed_split_and_share_no_scene():

@@ -74,6 +74,10 @@ def test_empty_batches_pass():
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="at least 1, got 0 -> 2"):
         Linear(0, 2)
+    with pytest.raises(ValueError, match="at least 1, got 2 -> 0"):
+        Embedding(2, 0)
+    with pytest.raises(ValueError, match="at least 1 channel, got 0"):
+        Scale(0)
 
 
 @given(seeds(), shapes(), sizes())
@@ -105,6 +109,14 @@ def test_embedding_is_a_table_and_a_linear_layer_on_one_hot_codes(seed, codes, n
     want = np.zeros_like(table)
     np.add.at(want, code, y)
     np.testing.assert_allclose(params.grad.reshape(want.shape), want, rtol=1e-13)
+
+
+@pytest.mark.parametrize("code", [-1, 3])
+def test_codes_are_checked(code):
+    layer = Embedding(3, 2)
+    bound(layer)
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.2"):
+        layer(np.asarray([0, code]))
 
 
 def test_an_embedding_has_an_initialiser():

@@ -113,7 +113,7 @@ def test_initial_weights_of_the_transpose_keep_the_variance(kernel, stride):
 
 
 def test_initial_weights_keep_the_variance():
-    layer = Conv2d(64, 64, kernel=(2, 5))
+    layer = Conv2d(64, 32, kernel=(2, 5))
     FlatParameters(layer, Stream(0, NUMPY))
     assert 10 * 64 * layer.weight.read().value.var() == pytest.approx(1.0, rel=0.03)
 
@@ -162,6 +162,20 @@ def test_empty_batches_pass():
     assert (y.shape, pullback(y).shape) == ((0, 4, 4, 2), (0, 4, 4, 3))
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_odd_kernels_keep_the_size_unless_told_otherwise(kernel):
+    layer = Conv2d(1, 1, kernel)
+    bound(layer)
+    assert layer(np.zeros((1, 6, 9, 1)))[0].shape == (1, 6, 9, 1)
+    assert Conv2d(1, 1, kernel=4, stride=2).padding == (1, 1)
+
+
+def test_sizes_may_be_any_whole_numbers_and_nothing_else():
+    assert Conv2d(1, 1, np.int64(5), padding=(np.int64(2), 0)).padding == (2, 0)
+    with pytest.raises(TypeError):
+        Conv2d(1, 1, kernel=(2.5, 3))
+
+
 def test_one_by_one_is_a_linear_layer():
     w, x = normals(0, 1, 1, 3, 2), normals(1, 2, 4, 5, 3)
     np.testing.assert_allclose(correlate(x, w, (1, 1), (0, 0)), x @ w[0, 0], rtol=1e-13)
@@ -176,6 +190,8 @@ def test_one_by_one_is_a_linear_layer():
         (lambda: Conv2d(1, 1, stride=(1, 0)), r"stride must be at least 1, got \(1, 0\)"),
         (lambda: Conv2d(1, 1, padding=-1), "padding must be at least 0, got -1"),
         (lambda: ConvTranspose2d(1, 1, extra=-1), "extra must be at least 0, got -1"),
+        (lambda: ConvTranspose2d(1, 1, extra=2), r"below the stride \(2, 2\), got \(2, 2\)"),
+        (lambda: ConvTranspose2d(1, 1, 4, (1, 2), extra=1), r"the stride \(1, 2\), got \(1, 1\)"),
     ],
 )
 def test_sizes_are_checked(make, message):
@@ -184,7 +200,7 @@ def test_sizes_are_checked(make, message):
 
 
 def test_images_that_are_too_small_are_refused():
-    layer, transpose = Conv2d(1, 1, kernel=5), ConvTranspose2d(1, 1, kernel=2, padding=1)
+    layer, transpose = Conv2d(1, 1, kernel=5, padding=1), ConvTranspose2d(1, 1, kernel=2, padding=1)
     bound(layer), bound(transpose)
     with pytest.raises(ValueError, match=r"does not fit into images of \(2, 3\)"):
         layer(np.zeros((1, 2, 3, 1)))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
-from scratchgen.layers.activations import silu
+from scratchgen.layers.activations import identity, silu
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import (
@@ -17,7 +17,6 @@ from scratchgen.layers.normalisation import (
     BatchNorm,
     GroupNorm,
     group_standardise,
-    identity,
     layer_norm,
     tracking,
 )
@@ -205,6 +204,21 @@ class TestBatchNorm:
         assert np.all(np.isfinite(y))
         np.testing.assert_array_equal(layer.variance.value, [0.0, 0.0])
 
+    def test_what_raises_within_moves_nothing(self):
+        layer = BatchNorm(2)
+        bound(layer)
+        with pytest.raises(ZeroDivisionError), tracking():
+            layer(normals(0, 5, 2), TRAINING)[0][1 // 0]
+        np.testing.assert_array_equal(layer.mean.value, [0.0, 0.0])
+        with tracking():
+            pass
+        np.testing.assert_array_equal(layer.mean.value, [0.0, 0.0])
+
+    @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1])
+    def test_the_momentum_is_checked(self, momentum):
+        with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"), tracking(momentum):
+            pass
+
     def test_within_a_sequence_the_stream_tells_training_from_evaluation(self):
         net = Sequential(Linear(3, 4), BatchNorm(4), silu)
         bound(net)
@@ -213,8 +227,22 @@ class TestBatchNorm:
         assert np.abs(net(x)[0] - net(x, stream=TRAINING)[0]).max() > 0.01
 
 
-@pytest.mark.parametrize("make", [GroupNorm, lambda c, g: AdaptiveGroupNorm(c, 3, g)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        GroupNorm,
+        lambda c, g: AdaptiveGroupNorm(c, 3, g),
+        lambda c, g: AdditiveGroupNorm(c, 3, g),
+    ],
+)
 @pytest.mark.parametrize("groups", [0, 3])
 def test_groups_must_divide_the_channels(make, groups):
     with pytest.raises(ValueError, match=f"multiple of the groups, got 4, {groups}"):
         make(4, groups)
+
+
+def test_there_must_be_channels():
+    with pytest.raises(ValueError, match="got 0, 8"):
+        GroupNorm(0)
+    with pytest.raises(ValueError, match="at least 1 channel, got 0"):
+        BatchNorm(0)

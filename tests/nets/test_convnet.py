@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scratchgen.core.module import FlatParameters, Parameter
 from scratchgen.core.streams import Stream
-from scratchgen.layers.activations import leaky_relu, relu, tanh
+from scratchgen.layers.activations import leaky_relu, relu, silu, tanh
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.conv import Conv2d, ConvTranspose2d
 from scratchgen.layers.dropout import Dropout
@@ -38,7 +38,8 @@ def kinds(net) -> list:
 @every_size
 @channels
 def test_encoders_and_decoders_fit_every_size(size, c):
-    encoder, decoder = conv_encoder((size, size, c), 6, 8), conv_decoder((size, size, 2 * c), 3, 8)
+    encoder = conv_encoder((size, size, c), 6, 8, reads_data=True)
+    decoder = conv_decoder((size, size, 2 * c), 3, 8)
     bound(encoder), bound(decoder)
     x, z = normals(0, 2, size, size, c), normals(1, 2, 3)
     code, pullback = encoder(x)
@@ -57,6 +58,31 @@ def test_widths_double_up_to_four_while_the_image_halves(size):
     assert features == 16 * widths[-1]
     bound(trunk)
     assert trunk(normals(0, 1, size, size, 3))[0].shape == (1, features)
+
+
+def test_the_decoder_mirrors_the_encoder():
+    encoder, decoder = conv_encoder((32, 32, 1), 5, 8), conv_decoder((32, 32, 1), 5, 8)
+    down = [layer.weight.shape[3] for layer in encoder.layers if isinstance(layer, Conv2d)]
+    up = [layer.weight.shape[3] for layer in decoder.layers if isinstance(layer, ConvTranspose2d)]
+    assert decoder.layers[0].weight.shape == (16 * down[-1], 5)
+    assert [*up, decoder.layers[-1].weight.shape[2]] == down[::-1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_every_norm_is_followed_by_silu_and_the_dropout_asked_for(dropout):
+    nets = (
+        conv_encoder((16, 16, 1), 4, 8, dropout),
+        conv_decoder((16, 16, 1), 4, 8, dropout),
+        conv_classifier((16, 16, 1), 4, 8, dropout)[0],
+    )
+    for net in nets:
+        norms = [i for i, layer in enumerate(net.layers) if isinstance(layer, GroupNorm)]
+        assert len(norms) == 3
+        for i in norms:
+            assert net.layers[i].activation is silu
+            behind = net.layers[i + 1]
+            assert isinstance(behind, Dropout) == (dropout > 0.0)
+            assert dropout == 0.0 or behind.rate == dropout
 
 
 def test_dropout_stands_behind_every_activation_and_needs_a_stream():
@@ -114,6 +140,7 @@ class TestDcgan:
         convolutions = [layer for layer in net.layers if isinstance(layer, ConvTranspose2d)]
         outs = [layer.weight.shape[2] for layer in convolutions]
         assert outs == [4 * 2**i for i in reversed(range(times))] + [3]
+        assert all(layer.weight.shape[:2] == (4, 4) for layer in convolutions)
         assert [layer.bias is None for layer in convolutions] == [True] * times + [False]
 
     @larger
@@ -126,6 +153,7 @@ class TestDcgan:
         convolutions = [layer for layer in net.layers if isinstance(layer, Conv2d)]
         outs = [layer.weight.shape[3] for layer in convolutions]
         assert outs == [4 * 2**i for i in range(times)] + [1]
+        assert all(layer.weight.shape[:2] == (4, 4) for layer in convolutions)
         assert [layer.stride for layer in convolutions] == [(2, 2)] * times + [(1, 1)]
         assert [layer.bias is None for layer in convolutions] == [
             False, *[True] * (times - 1), False

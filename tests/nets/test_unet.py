@@ -155,14 +155,18 @@ class TestResBlock:
         assert block.inject.groups == 2
 
 
-OPTIONS = st.fixed_dictionaries(
-    {
-        "multipliers": st.sampled_from([(1,), (1, 2), (2, 1), (1, 1, 2)]),
-        "blocks": st.integers(1, 2),
-        "attention": st.sampled_from([(), (8,), (4, 2), (8, 4)]),
-        "heads": st.sampled_from([1, 2]),
+@st.composite
+def options(draw):
+    """Of a U-Net on 8 pixels: levels, stages, and which resolutions attend."""
+    multipliers = draw(st.sampled_from([(1,), (1, 2), (2, 1), (1, 1, 2)]))
+    sides = [8 >> level for level in range(len(multipliers))]
+    return {
+        "multipliers": multipliers,
+        "blocks": draw(st.integers(1, 2)),
+        "attention": draw(st.lists(st.sampled_from(sides), unique=True)),
+        "attend_middle": draw(st.booleans()),
+        "heads": draw(st.sampled_from([1, 2])),
     }
-)
 
 
 @pytest.mark.equation("NET-5")
@@ -170,21 +174,21 @@ class TestUNet:
     """Down and up, with everything kept on the way down handed across."""
 
     @settings(max_examples=12)
-    @given(seeds(), OPTIONS)
-    def test_forward_is_the_plain_one(self, seed, options):
-        net = UNet(8, 2, 3, width=4, groups=2, **options)
+    @given(seeds(), options())
+    def test_forward_is_the_plain_one(self, seed, chosen):
+        net = UNet(8, 2, 3, width=4, groups=2, **chosen)
         params = bound(net, seed)
         x, t = normals(seed, 2, 8, 8, 2), 100.0 * normals(seed + 1, 2)
-        features = net.time.layers[0].layers[0](t)[0]
-        stages = len(options["multipliers"]) * options["blocks"]
-        want = Plain(params, 2, options["heads"])(x, features, stages)
-        assert features.shape == (2, 4)
+        angle = t[:, None] * np.asarray([1.0, 1e-4])  # the two frequencies of four features
+        features = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+        stages = len(chosen["multipliers"]) * chosen["blocks"]
+        want = Plain(params, 2, chosen["heads"])(x, features, stages)
         np.testing.assert_allclose(net(x, t)[0], want, rtol=1e-9, atol=1e-10)
 
     @settings(max_examples=4)
-    @given(seeds(), OPTIONS)
-    def test_gradients_are_autograds(self, seed, options):
-        net = UNet(8, 2, 1, width=4, groups=2, fourier=(0, 2), condition=1, **options)
+    @given(seeds(), options())
+    def test_gradients_are_autograds(self, seed, chosen):
+        net = UNet(8, 2, 1, width=4, groups=2, fourier=(0, 2), condition=1, **chosen)
         params = bound(net, seed)
         x, t, told = normals(seed, 2, 8, 8, 2), normals(seed + 1, 2), normals(seed + 2, 2, 8, 8, 1)
         oracle.check_gradient(params, net, x, t, told)
@@ -220,6 +224,19 @@ class TestUNet:
             **{"up.4": (16, 8), "up.5": (16, 8), "last": (16, 3)},
         }
 
+    def test_every_stage_injects_as_asked(self):
+        net = UNet(8, 1, 1, width=4, groups=2, inject=AdaptiveGroupNorm)
+        stages = [*net.down, *net.middle, *net.up]
+        assert {type(stage.block.inject) for stage in stages} == {AdaptiveGroupNorm}
+
+    def test_the_embedding_s_size_follows_from_the_full_resolution(self):
+        net = UNet(8, 1, 1, width=8, multipliers=(2, 3))
+        assert net.down[0].block.inject.shift.weight.shape == (16, 32)
+
+    def test_the_middle_need_not_attend(self):
+        net = UNet(8, 1, 1, width=8, attend_middle=False)
+        assert not list(net.named(SelfAttention))
+
     def test_what_is_not_said_has_a_default(self):
         net = UNet(8, 1, 1)
         assert net.first.weight.shape == (3, 3, 1, 64)
@@ -249,7 +266,7 @@ class TestUNet:
 
     def test_a_net_that_reads_data_gives_the_time_s_cotangent_only(self):
         whole, net = (
-            UNet(4, 1, 1, width=4, multipliers=(1,), groups=2, condition=1, reads_data=reads)
+            UNet(4, 1, 1, 4, (1,), groups=2, fourier=(1,), condition=1, reads_data=reads)
             for reads in (False, True)
         )
         first, second = bound(whole), bound(net)
@@ -268,13 +285,14 @@ class TestUNet:
 
         def note(module, name, layer, y):
             if isinstance(layer, Dropout):
-                dropped.append(np.mean(y == 0.0))
+                dropped.append(y == 0.0)
 
         with observed(note):
             first = net(x, t, stream=Stream(0, NUMPY))[0]
         assert net.draws
-        assert len(dropped) == 4
-        assert min(dropped) > 0.3
+        assert len(dropped) == 4  # in down, middle, middle, up: all of one shape
+        assert min(mask.mean() for mask in dropped) > 0.3
+        assert len({mask.tobytes() for mask in dropped}) == 4
         assert np.any(first != net(x, t, stream=Stream(1, NUMPY))[0])
         np.testing.assert_array_equal(first, net(x, t, stream=Stream(0, NUMPY))[0])
         np.testing.assert_array_equal(net(x, t)[0], net(x, t)[0])
@@ -307,17 +325,50 @@ class TestUNet:
         bound(net)
         assert net(np.zeros((1, 4, 4, 1)), np.zeros(1))[0].shape == (1, 4, 4, 1)
 
-    def test_other_images_are_refused(self):
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"multipliers": ()}, "at least one level, got none"),
+            ({"blocks": 0}, "at least 1 block, got 0"),
+            ({"attention": (8, 7)}, "among 8, 4, got 7"),
+        ],
+    )
+    def test_numbers_that_make_no_net_are_refused(self, options, said):
+        with pytest.raises(ValueError, match=said):
+            UNet(8, 1, 1, width=8, **options)
+
+    @pytest.mark.parametrize(
+        ("x", "t", "told", "said"),
+        [
+            ((2, 8, 8, 3), (2,), (2, 8, 8, 2), r"images \(8, 8, 1\), got \(8, 8, 3\)"),
+            ((2, 4, 4, 1), (2,), (2, 4, 4, 2), r"images \(8, 8, 1\), got \(4, 4, 1\)"),
+            ((2, 8, 8, 1), (1,), (2, 8, 8, 2), r"\(2,\) of float64; got \(1,\) of float64"),
+            ((2, 8, 8, 1), (2, 1), (2, 8, 8, 2), r"got \(2, 1\) of float64"),
+            ((2, 8, 8, 1), (2,), (2, 4, 4, 2), r"condition of shape \(2, 8, 8, 2\), got \(2, 4,"),
+            ((2, 8, 8, 1), (2,), (2, 8, 8, 1), r"got \(2, 8, 8, 1\)"),
+        ],
+    )
+    def test_other_inputs_are_refused(self, x, t, told, said):
         net = UNet(8, 1, 1, width=4, groups=2, condition=2)
         bound(net)
-        t, told = np.zeros(1), np.zeros((1, 8, 8, 2))
-        for x, condition, said in (
-            (np.zeros((1, 8, 8, 3)), told, r"got \(8, 8, 3\) and 2"),
-            (np.zeros((1, 4, 4, 1)), told, r"got \(4, 4, 1\) and 2"),
-            (np.zeros((1, 8, 8, 1)), None, r"got \(8, 8, 1\) and 0"),
-        ):
-            with pytest.raises(ValueError, match=said):
-                net(x, t, condition)
+        with pytest.raises(ValueError, match=said):
+            net(np.zeros(x), np.zeros(t), np.zeros(told))
+
+    def test_a_condition_must_be_given_where_there_is_one_and_nowhere_else(self):
+        x, t, told = np.zeros((2, 8, 8, 1)), np.zeros(2), np.zeros((2, 8, 8, 2))
+        with_one, without = (UNet(8, 1, 1, width=4, groups=2, condition=c) for c in (2, 0))
+        bound(with_one), bound(without)
+        with pytest.raises(ValueError, match=r"shape \(2, 8, 8, 2\), got None"):
+            with_one(x, t)
+        with pytest.raises(ValueError, match=r"shape None, got \(2, 8, 8, 2\)"):
+            without(x, t, told)
+
+    def test_times_are_floating_numbers_of_the_images_dtype(self):
+        """Whole numbers would turn a float32 net into a float64 one in silence."""
+        net = UNet(8, 1, 1, width=4, groups=2)
+        bound(net)
+        with pytest.raises(ValueError, match="got .* of int64"):
+            net(np.zeros((2, 8, 8, 1)), np.asarray([1, 2]))
 
 
 @given(seeds())

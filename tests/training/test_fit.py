@@ -13,6 +13,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import tanh
 from scratchgen.layers.affine import Linear, zero_values
 from scratchgen.layers.combinators import Sequential
+from scratchgen.layers.normalisation import BatchNorm, tracking
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.checkpoint import CheckpointError, load, save
 from scratchgen.training.fit import Fit, NotFinite, batch_indices
@@ -253,3 +254,28 @@ def test_every_example_is_visited_once_an_epoch(seed, n, batch_size):
 def test_batches_differ_between_epochs():
     first, second = (batch_indices(Stream(0, NUMPY), 50, 50, s) for s in range(2))
     assert np.any(first != second)
+
+
+def test_steps_are_evaluated_within_what_is_asked_for(tmp_path):
+    """Batch norm's running statistics move once a step, and a resumed run has the same."""
+
+    def normed():
+        net = Sequential(Linear(3, 5), BatchNorm(5), tanh, Linear(5, 1))
+        params, stream = bound(net), Stream(0, NUMPY)
+
+        def loss(step, rows):
+            y, pullback = net(stream.at(step).normal((BATCH, 3)), stream=stream)
+            pullback(y / BATCH)
+            return {"square": y[:, 0] ** 2}
+
+        return Fit(net, params, Adam(params, 0.01), loss, BATCH, within=tracking)
+
+    whole, first, second = normed(), normed(), normed()
+    whole.until(6, quiet=True)
+    first.until(3, tmp_path / "a.npz", quiet=True)
+    second.restore(tmp_path / "a.npz")
+    second.until(6, quiet=True)
+    norms = [fit.module.layers[1] for fit in (whole, first, second)]
+    assert np.all(norms[0].mean.value != norms[1].mean.value)
+    np.testing.assert_array_equal(norms[0].mean.value, norms[2].mean.value)
+    np.testing.assert_array_equal(norms[0].variance.value, norms[2].variance.value)

@@ -160,7 +160,7 @@ class Recipe(ABC):
         if config.net == CONV:
             seen = (height, width, channels * numbers)
             return (
-                conv_encoder(self.shape, encoded, config.width, config.dropout),
+                conv_encoder(self.shape, encoded, config.width, config.dropout, reads_data=True),
                 conv_decoder(seen, config.latent, config.width, config.dropout),
             )
         hidden = [config.width] * config.depth

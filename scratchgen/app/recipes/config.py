@@ -53,7 +53,9 @@ class Config:
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
         if self.width == 0:
             object.__setattr__(self, "width", 32 if self.net == CONV else 256)
-        for name in ("steps", "batch_size", "latent", "width"):
+        if self.width < 0:
+            raise ValueError(f"--width must be at least 1, or 0 for the default, got {self.width}")
+        for name in ("steps", "batch_size", "latent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "depth"):
