@@ -97,10 +97,11 @@ class Linear(Affine):
         weight = self.weight.read()
 
         def pullback(dy):
-            weight.accumulate_product(rows(dy), rows(x))
-            return None if self.reads_data else dy @ weight.value
+            d = rows(dy)
+            weight.accumulate_product(d, rows(x))
+            return None if self.reads_data else _as_rows_of(d @ weight.value, dy)
 
-        return x @ weight.value.T, pullback
+        return _as_rows_of(rows(x) @ weight.value.T, x), pullback
 
 
 class Scale(Module):
@@ -176,6 +177,11 @@ class Embedding(Module):
         xp, codes = namespace(code), self.weight.shape[0]
         if not bool(xp.all((code >= 0) & (code < codes))):
             raise ValueError(f"codes must lie in 0..{codes - 1}, got some that do not")
+
+
+def _as_rows_of(y, x):
+    """(n, c) with the leading axes of x (..., c'): many rows in one product are the fastest."""
+    return y if x.ndim == 2 else namespace(y).reshape(y, (*x.shape[:-1], y.shape[-1]))
 
 
 class LinearMap:

@@ -73,10 +73,23 @@ def correlate_adjoint(y, w, stride: Pair, padding: Pair, size: Pair):
 
 
 def _gather(x, w, stride: Pair, before: Pair, after: Pair):
-    flat = namespace(w).reshape(w, (-1, w.shape[-1]))
-    blocks = patches_in_blocks(x, w.shape[:2], stride, before, after)
-    parts = [seen @ flat for _, seen in blocks]
-    return namespace(parts[0]).concat(parts)
+    columns, blocks = _columns(w), patches_in_blocks(x, w.shape[:2], stride, before, after)
+    return _concat([_product(seen, columns) for _, seen in blocks])
+
+
+def _columns(w):
+    """A kernel (k, l, C, K) as the matrix (k l C, K) that patches are multiplied with."""
+    return namespace(w).reshape(w, (-1, w.shape[-1]))
+
+
+def _product(seen, columns):
+    """(N, H', W', k l C) times (k l C, K), as one product of two matrices."""
+    y = rows(seen) @ columns
+    return namespace(y).reshape(y, (*seen.shape[:-1], columns.shape[-1]))
+
+
+def _concat(parts: list):
+    return namespace(parts[0]).concat(parts) if len(parts) > 1 else parts[0]
 
 
 @readable
@@ -122,11 +135,11 @@ def transposed_convolution(x, weight: Reading, stride: Pair, padding: Pair, size
     w = weight.value
 
     def pullback(dy):
-        xp, flat, parts = namespace(dy), namespace(w).reshape(w, (-1, w.shape[-1])), []
+        columns, parts = _columns(w), []
         for part, seen in patches_in_blocks(dy, w.shape[:2], stride, padding, padding):
             weight.accumulate_product(rows(seen), rows(x[part, ...]))
-            parts.append(seen @ flat)
-        return xp.concat(parts)
+            parts.append(_product(seen, columns))
+        return _concat(parts)
 
     return correlate_adjoint(x, w, stride, padding, size), pullback
 
