@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import quiet
 from threadpoolctl import threadpool_info
 
 TURN_SECONDS = 1.5
@@ -35,16 +34,6 @@ class Spread(NamedTuple):
     median: float
     low: float
     high: float
-
-
-class Turns(NamedTuple):
-    """Seconds a step of each contender, one number a round, and the most disturbed round's share.
-
-    That share is what other programs had of one core while the round was taken.
-    """
-
-    times: dict[str, list[float]]
-    disturbance: float
 
 
 def serve(contender) -> None:
@@ -151,32 +140,14 @@ def require_agreement(results: dict[str, dict]) -> float:
     return worst
 
 
-def take_turns(workers: dict[str, Worker], rounds: int, patience: float = 0.0) -> Turns:
-    """Every contender in every round, for about TURN_SECONDS.
-
-    Args:
-        workers: by name.
-        rounds: how many to keep: the quietest of those that were taken.
-        patience: seconds after which no further round is taken in place of a disturbed one.
-    """
-    pids, deadline = [w.pid for w in workers.values()], time.monotonic() + patience
-    quiet.wait(pids, deadline)
+def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]:
+    """Seconds a step of each contender, one number a round: about TURN_SECONDS a turn."""
     steps = {}
     for name, worker in workers.items():
         worker.seconds(1)  # what is compiled, allocated or cached the first time
         steps[name] = max(1, math.ceil(TURN_SECONDS / worker.seconds(1)))
-    taken: list[tuple[float, dict[str, float]]] = []
-    while True:
-        watch = quiet.Watch(pids)
-        times = {name: worker.seconds(steps[name]) for name, worker in workers.items()}
-        share = watch.share()
-        taken.append((share, times))
-        kept = sorted(taken, key=lambda one: one[0])[:rounds]
-        worst = kept[-1][0]
-        if len(kept) == rounds and (worst <= quiet.QUIET or time.monotonic() >= deadline):
-            return Turns({name: [t[name] for _, t in kept] for name in workers}, worst)
-        if share > quiet.QUIET:
-            quiet.wait(pids, deadline)
+    taken = [{name: w.seconds(steps[name]) for name, w in workers.items()} for _ in range(rounds)]
+    return {name: [times[name] for times in taken] for name in workers}
 
 
 def spread(values: list[float]) -> Spread:
@@ -189,19 +160,13 @@ def paired_ratio(times: list[float], rival: list[float]) -> Spread:
     return spread([a / b for a, b in zip(times, rival, strict=True)])
 
 
-def compare(
-    workload: str,
-    commands: dict[str, list[str]],
-    rounds: int,
-    threads: int,
-    patience: float = 0.0,
-) -> dict:
+def compare(workload: str, commands: dict[str, list[str]], rounds: int, threads: int) -> dict:
     """Let contenders agree, then take turns.
 
     Args:
         workload: its name.
         commands: contender -> command of its worker; the first is compared with the others.
-        rounds, patience: as for `take_turns`.
+        rounds: turns of each.
         threads: of each contender.
 
     Returns:
@@ -216,7 +181,7 @@ def compare(
             for name, command in commands.items()
         }
         difference = require_agreement({name: w.result() for name, w in workers.items()})
-        times, disturbance = take_turns(workers, rounds, patience)
+        times = take_turns(workers, rounds)
         pools = {name: json.loads(worker.ask("pools")) for name, worker in workers.items()}
     first, *rivals = times
     return {
@@ -224,7 +189,7 @@ def compare(
         "results": [
             {"workload": workload, "implementation": name}
             | dict(zip(("median_seconds", "low", "high"), spread(times[name]), strict=True))
-            | {"pools": pools[name], "disturbance": disturbance}
+            | {"pools": pools[name]}
             for name in times
         ],
         "ratios": [

@@ -18,8 +18,6 @@ def table(compared: dict) -> str:
         lines.append(f"{'ratio to ' + ratio['over']:36}" + _columns(numbers, 2))
     for result in compared["results"]:
         lines.append(f"thread pools of {result['implementation']}: {'; '.join(result['pools'])}")
-    share = compared["results"][0]["disturbance"]
-    lines.append(f"other programs had at most {share:.0%} of a core in any round")
     lines.append(f"outputs and gradients differ by at most {compared['largest_difference']:.1e}")
     return "\n".join([compared["results"][0]["workload"], *lines])
 

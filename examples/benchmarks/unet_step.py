@@ -25,13 +25,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=_positive, default=9, help="turns of each contender")
     parser.add_argument("--threads", type=_positive, default=2, help="of each contender")
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to take disturbed rounds again, on each workload",
-    )
     parser.add_argument("--only", choices=WORKLOADS, help="one workload")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     given = parser.parse_args()
@@ -44,7 +37,7 @@ def main() -> None:
     for workload in [given.only] if given.only else WORKLOADS:
         commands = _commands(workload)
         try:
-            compared = compare(workload, commands, given.rounds, given.threads, given.patience)
+            compared = compare(workload, commands, given.rounds, given.threads)
         except Disagreement as problem:
             raise SystemExit(f"{workload}: {problem}") from problem
         print(f"\n{table(compared)}", flush=True)
