@@ -285,7 +285,7 @@ def tracking(momentum: float = 0.1) -> Iterator[None]:
     try:
         yield
     finally:
-        _tracked.remove(seen)
+        _tracked.pop()
     for norm, calls in seen.items():
         means, variances = zip(*calls, strict=True)
         for buffer, values in ((norm.mean, means), (norm.variance, variances)):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
+from scratchgen.layers import normalisation
 from scratchgen.layers.activations import identity, silu
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
@@ -203,6 +204,17 @@ class TestBatchNorm:
             y = layer(normals(0, 1, 2), TRAINING)[0]
         assert np.all(np.isfinite(y))
         np.testing.assert_array_equal(layer.variance.value, [0.0, 0.0])
+
+    def test_tracking_may_be_nested_and_leaves_nothing_behind(self):
+        layer, x = BatchNorm(1), np.asarray([[1.0], [4.0]])
+        bound(layer)
+        with tracking(0.5):
+            layer(x, TRAINING)
+            with tracking(1.0):
+                layer(x + 1.0, TRAINING)
+            np.testing.assert_allclose(layer.mean.value, [3.5])
+        np.testing.assert_allclose(layer.mean.value, [0.5 * 3.5 + 0.5 * 3.0])
+        assert normalisation._tracked == []
 
     def test_what_raises_within_moves_nothing(self):
         layer = BatchNorm(2)

@@ -314,6 +314,7 @@ class TestUNet:
             (10, 3, "multiple of 4, got 10; the nearest that fits is 8"),
             (7, 2, "multiple of 2, got 7; the nearest that fits is 8"),
             (1, 3, "multiple of 4, got 1; the nearest that fits is 4"),
+            (0, 1, "multiple of 1, got 0; the nearest that fits is 1"),
         ],
     )
     def test_sizes_that_do_not_halve_are_refused(self, size, levels, said):
@@ -321,9 +322,11 @@ class TestUNet:
             UNet(size, 1, 1, width=4, multipliers=(1,) * levels, groups=2)
 
     def test_the_smallest_size_is_one_pixel_at_the_last_level(self):
-        net = UNet(4, 1, 1, width=4, multipliers=(1, 1, 1), groups=2)
-        bound(net)
-        assert net(np.zeros((1, 4, 4, 1)), np.zeros(1))[0].shape == (1, 4, 4, 1)
+        for size, multipliers in ((4, (1, 1, 1)), (1, (1,))):
+            net = UNet(size, 1, 1, width=4, multipliers=multipliers, groups=2)
+            bound(net)
+            shape = (1, size, size, 1)
+            assert net(np.zeros(shape), np.zeros(1))[0].shape == shape
 
     @pytest.mark.parametrize(
         ("options", "said"),
