@@ -45,7 +45,7 @@ def table() -> list[str]:
         )
         rows.append(f"{layer:<{width}}" + "".join(f"{text:>13}" for text in found))
     legend = (
-        f"{', '.join(DIRECTIONS)}; {NONE_NEEDED}: no gradient penalty differentiates through it"
+        f"{', '.join(DIRECTIONS)}; {NONE_NEEDED}: no pushforward, as no critic here is made of it"
     )
     return [*rows, f"a cell: {legend}"]
 

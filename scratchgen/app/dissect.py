@@ -55,12 +55,14 @@ class _Rows:
         self.rows: list[dict] = []
 
     def note(self, module: Module, name: str, layer, y) -> None:
-        """The observer: one row for a part that owns parameters or memory."""
+        """The observer: one row for a part, unless it only hands on what its own parts do."""
         grown, parameters = self.meter.now() - self.last, self._fresh_parameters(layer)
-        if parameters or abs(grown) > SMALL:
+        path = self.names.get(id(module), "") + name
+        made_of_parts = any(row["name"].startswith(path + ".") for row in self.rows)
+        if parameters or abs(grown) > SMALL or not made_of_parts:
             self.rows.append(
                 {
-                    "name": self.names.get(id(module), "") + name,
+                    "name": path,
                     "kind": getattr(layer, "name", type(layer).__name__),
                     "output": list(y.shape),
                     "parameters": parameters,
@@ -110,10 +112,11 @@ def print_dissection(found: dict) -> None:
             f"{row['name']:{names}}  {row['kind']:{kinds}}{shape:>18}"
             f"{row['parameters']:>12,}{mib:>9.2f}"
         )
-    peak = found["peak_bytes"] / 2**20
+    peak, held = found["peak_bytes"] / 2**20, sum(row["bytes"] for row in found["layers"]) / 2**20
     print(
         f"{found['parameters']:,} parameters; a step of batch {found['batch_size']} takes "
-        f"{peak:.1f} MiB at its peak, beside parameters and data\n"
+        f"{peak:.1f} MiB at its peak, beside parameters and data: {held:.1f} for these layers, the "
+        "rest for the loss and within pullbacks\n"
         "MiB: the growth of memory from the layer before to this one; negative where more is let "
         "go than kept"
     )

@@ -95,7 +95,7 @@ def latent_grid(
         title: above the picture.
     """
     n, rows = len(u), len(images) // len(u)
-    figure, axes = _figure(0.55 * n + 1.2, 0.55 * rows + 1.2)
+    figure, axes = _figure(max(0.55 * n + 1.2, 5.5), 0.55 * rows + 1.2)
     _show(axes, _tiles(images, n))
     size = images.shape[1] + 1
     ticks = [size * (i + 0.5) for i in range(n)]

@@ -38,6 +38,17 @@ def lecun_normal(stream: Stream, shape):
     return fan_in_normal(shape[-1])(stream, shape)
 
 
+def require_channels(layer: Module, x, channels: int) -> None:
+    """Refuse an input whose last axis is not what the layer was built for.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if x.shape[-1] != channels:
+        name = type(layer).__name__
+        raise ValueError(f"this {name} reads (..., {channels}), got shape {x.shape}")
+
+
 class Affine(Module):
     """y = A x + b, with A linear in a weight and b (C,) on the last axis.
 
@@ -94,6 +105,7 @@ class Linear(Affine):
 
     def linear(self, x):
         """x (..., n_in) -> x Wᵀ (..., n_out), pullback: dy -> dy W."""
+        require_channels(self, x, self.weight.shape[1])
         weight = self.weight.read()
 
         def pullback(dy):
@@ -119,6 +131,7 @@ class Scale(Module):
 
     def __call__(self, x):
         """x (..., C) -> y (..., C), pullback: dy -> g ⊙ dy."""
+        require_channels(self, x, self.gain.shape[0])
         gain, bias = self.gain.read(), self.bias.read()
 
         def pullback(dy):

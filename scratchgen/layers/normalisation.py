@@ -12,7 +12,7 @@ from scratchgen.core.arrays import halves, namespace, ones
 from scratchgen.core.module import Buffer, Module, Parameter
 from scratchgen.core.twins import readable
 from scratchgen.layers.activations import identity
-from scratchgen.layers.affine import Linear, Scale, one_values, zero_values
+from scratchgen.layers.affine import Linear, Scale, one_values, require_channels, zero_values
 from scratchgen.layers.combinators import Sequential
 
 TINY = 1e-5
@@ -130,11 +130,14 @@ class GroupNorm(Module):
     def __init__(self, channels: int, groups: int = 8, activation: Callable = identity):
         _require_groups(channels, groups)
         self.groups, self.activation = groups, activation
+        named = "" if activation is identity else f", {getattr(activation, 'name', activation)}"
+        self.name = f"GroupNorm{named}"  # what a list of layers calls it
         self.gain = Parameter((channels,), one_values)
         self.bias = Parameter((channels,), zero_values)
 
     def __call__(self, x):
         """x (N, ..., C) -> y (N, ..., C), pullback: dy -> dx."""
+        require_channels(self, x, self.gain.shape[0])
         gain, bias = self.gain.read(), self.bias.read()
         y, norm_pullback = group_norm(
             x, self.groups, gain.value[None, :], bias.value[None, :], self.activation
@@ -171,6 +174,8 @@ class AdaptiveGroupNorm(Module):
 
     def __call__(self, x, e):
         """x (N, ..., C), e (N, dims) -> y (N, ..., C), pullback: dy -> (dx, de)."""
+        require_channels(self, x, self.modulation.weight.shape[0] // 2)
+        _require_embedding(x, e)
         modulation, modulation_pullback = self.modulation(e)
         scale, bias = halves(modulation)
         y, norm_pullback = group_norm(x, self.groups, 1.0 + scale, bias, self.activation)
@@ -202,6 +207,8 @@ class AdditiveGroupNorm(Module):
 
     def __call__(self, x, e):
         """x (N, ..., C), e (N, dims) -> y (N, ..., C), pullback: dy -> (dx, de)."""
+        require_channels(self, x, self.shift.weight.shape[0])
+        _require_embedding(x, e)
         shift, shift_pullback = self.shift(e)
         xp = namespace(x)
         per_place = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
@@ -248,6 +255,7 @@ class BatchNorm(Module):
 
     def __call__(self, x, stream=None):
         """x (..., C) -> y (..., C), pullback: dy -> dx."""
+        require_channels(self, x, self.mean.shape[0])
         standardise = self._by_the_running if stream is None else self._by_the_batch
         x_hat, standardise_pullback = standardise(x)
         y, scale_pullback = self.scale(x_hat)
@@ -299,6 +307,11 @@ def _statistics(x):
     seen = xp.reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
     correction = 1.0 if seen.shape[0] > 1 else 0.0
     return xp.mean(seen, axis=0), xp.var(seen, axis=0, correction=correction)
+
+
+def _require_embedding(x, e) -> None:
+    if e.ndim != 2 or e.shape[0] != x.shape[0]:
+        raise ValueError(f"each of {x.shape[0]} examples needs one embedding, got shape {e.shape}")
 
 
 def _require_groups(channels: int, groups: int) -> None:

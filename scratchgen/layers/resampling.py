@@ -4,6 +4,7 @@ Images are (N, H, W, C). Nothing here assigns to a part of an array, so all of i
 """
 
 from math import prod
+from operator import index
 
 from scratchgen.core.arrays import namespace, zeros
 from scratchgen.layers.affine import LinearMap
@@ -35,7 +36,13 @@ def dilate(x, stride: Pair):
 
 
 def reshaped(*shape: int) -> LinearMap:
-    """The layer x (N, ...) -> (N, *shape); one entry may be -1, for what is left."""
+    """The layer x (N, ...) -> (N, *shape); one entry may be -1, for what is left.
+
+    Raises:
+        ValueError: an entry is neither positive nor -1, or more than one is -1.
+    """
+    if min(shape, default=1) < -1 or 0 in shape or shape.count(-1) > 1:
+        raise ValueError(f"a shape has positive entries, and -1 at most once; got {shape}")
 
     def apply(x):
         xp, known = namespace(x), prod(n for n in shape if n != -1)
@@ -92,5 +99,5 @@ def _blocks(x, factor: int):
 
 
 def _require_factor(factor: int) -> None:
-    if factor < 1:
+    if index(factor) < 1:
         raise ValueError(f"a resampling factor must be at least 1, got {factor}")

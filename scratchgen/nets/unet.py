@@ -97,14 +97,15 @@ class UNet(Module):
     Args:
         size: H = W, divisible by 2^(levels - 1).
         n_in, n_out: channels of x and of y.
-        width: channels at the full resolution.
+        width: channels at the full resolution; a multiple of the groups.
         multipliers: channels of each level, from the full resolution down, in widths.
         blocks: stages at each level, down and up.
         attention: the resolutions (such as 16, 8) whose stages attend.
         attend_middle: whether the middle attends, at the lowest resolution.
         heads: of the attention.
         groups, dropout, inject: as for `ResBlock`.
-        time: features of time (nets/time.py); sinusoidal ones unless given.
+        time: features of time (nets/time.py); unless given, sinusoidal ones for steps t = 1..T. For
+            times in [0, 1] give Sinusoidal(width, scale=1000.0) or RandomFourier(width).
         fourier: exponents n for which sin(2ⁿπx) and cos(2ⁿπx) are further inputs.
         condition: channels of the image to be told; none unless given.
         reads_data: no cotangent of x or of the condition is computed.
@@ -137,6 +138,7 @@ class UNet(Module):
     ):
         sides = _sides(size, len(multipliers))
         _require_stages(blocks, attention, sides)
+        _require_widths(width, groups, condition)
         dims, widths = 4 * width, [width * m for m in multipliers]
         self.shape, self.condition, self.draws = (size, size, n_in), condition, dropout > 0.0
         self.frequencies = [2.0**n * pi for n in fourier]
@@ -236,7 +238,8 @@ class UNet(Module):
         told = None if condition is None else condition.shape
         wanted = (*x.shape[:3], self.condition) if self.condition else None
         if told != wanted:
-            raise ValueError(f"this net takes a condition of shape {wanted}, got {told}")
+            expected = f"a condition of shape {wanted}" if wanted else "no condition"
+            raise ValueError(f"this net takes {expected}, got {told}")
 
 
 def _joined(h, kept):
@@ -271,3 +274,12 @@ def _require_stages(blocks: int, attention: Sequence[int], sides: list[int]) -> 
         if side not in sides:
             known = ", ".join(map(str, sides))
             raise ValueError(f"attention must name resolutions among {known}, got {side}")
+
+
+def _require_widths(width: int, groups: int, condition: int) -> None:
+    if width < 4 or groups < 1 or width % groups:
+        raise ValueError(
+            f"the width must be at least 4 and a multiple of the groups, got {width} and {groups}"
+        )
+    if condition < 0:
+        raise ValueError(f"the condition's channels must be at least 0, got {condition}")

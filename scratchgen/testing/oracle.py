@@ -32,10 +32,14 @@ def check_pullback(f, *args, seed: int = 0, tolerance: float = TOLERANCE) -> Non
 
     Raises:
         AssertionError: they differ, or a cotangent has another shape than its argument.
+        ValueError: an argument is not float64, or has no cotangent.
     """
+    _require_float64(*args)
     y, pullback = f(*args)
     dy = _cotangents(y, seed)
     got = _as_tuple(pullback(*dy))
+    if any(g is None for g in got):
+        raise ValueError("an input has no cotangent; build what reads data with reads_data=False")
     positions = tuple(range(len(args)))
     want = autograd.grad(lambda *a: _inner(dy, f(*a)[0]), positions)(*args)
     for i, (g, w) in enumerate(zip(got, want, strict=True)):
@@ -53,7 +57,9 @@ def check_gradient(params: FlatParameters, f, *args, seed: int = 0, tolerance=TO
 
     Raises:
         AssertionError: they differ.
+        ValueError: the parameters are not float64.
     """
+    _require_float64(params.theta)
     y, pullback = f(*args)
     dy = _cotangents(y, seed)
     with params.gradient_into(np.zeros_like(params.theta)) as got:
@@ -141,6 +147,15 @@ def theta_of(params: FlatParameters, theta):
         yield theta
     finally:
         params.theta = theta
+
+
+def _require_float64(*arrays) -> None:
+    for array in arrays:
+        if np.asarray(array).dtype != np.float64:
+            raise ValueError(
+                f"the oracle compares in float64, got {np.asarray(array).dtype}; build parameters "
+                "and inputs with backend('numpy', 'float64')"
+            )
 
 
 def _cotangents(y, seed: int) -> tuple:

@@ -153,7 +153,7 @@ class Fit:
             with progress(self.steps_done, last_step, quiet) as shown, interrupts() as received:
                 while self.steps_done < last_step and not received:
                     self.advance()
-                    shown(self.steps_done, describe(self.last_row) if self.last_row else "")
+                    shown(self.steps_done, describe(self.last_row))
                     late = time.monotonic() - saved > SAVE_EVERY_SECONDS
                     if path and late and self.broken() is None:
                         self.save(path, meta or {})
@@ -180,8 +180,14 @@ class Fit:
 
     @property
     def last_row(self) -> dict[str, float]:
-        """The last logged row: term -> mean over its interval, and the step it ended at."""
-        return {name: values[-1] for name, values in self.history.items() if values}
+        """The last logged row: term -> mean over its interval, and the step it ended at.
+
+        Before the first is logged, the same of the steps so far.
+        """
+        if self.history:
+            return {name: values[-1] for name, values in self.history.items()}
+        means = {name: total / self.steps_done for name, total in self._sums.items()}
+        return {"step": self.steps_done, **means}
 
     def save(self, path: Path, meta: dict) -> None:
         """Write everything the run needs to continue bit for bit."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+SILENT_SECONDS = 30.0
+
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
@@ -33,7 +35,7 @@ def interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """A bar with an ETA on a terminal; elsewhere one line every tenth of the way."""
+    """A bar with an ETA on a terminal; elsewhere a line every tenth of the way, or half minute."""
     if quiet:
         yield lambda done, text: None
     elif sys.stderr.isatty():
@@ -46,10 +48,15 @@ def progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str]
             yield move
     else:
         interval, began = max(1, stop // 10), time.monotonic()
+        said = began
 
         def say(done: int, text: str) -> None:
-            if done % interval == 0 or done == stop:
-                seconds = time.monotonic() - began
-                print(f"step {done}/{stop}  {seconds:.0f} s  {text}", file=sys.stderr, flush=True)
+            nonlocal said
+            now = time.monotonic()
+            if done % interval == 0 or done == stop or now - said > SILENT_SECONDS:
+                said = now
+                print(
+                    f"step {done}/{stop}  {now - began:.0f} s  {text}", file=sys.stderr, flush=True
+                )
 
         yield say

@@ -111,6 +111,14 @@ def test_embedding_is_a_table_and_a_linear_layer_on_one_hot_codes(seed, codes, n
     np.testing.assert_allclose(params.grad.reshape(want.shape), want, rtol=1e-13)
 
 
+def test_inputs_of_other_channels_are_refused():
+    linear, scale = Linear(3, 2), Scale(1)
+    bound(linear), bound(scale)
+    for layer in (linear, linear.pushforward, scale):
+        with pytest.raises(ValueError, match=r"reads \(..., .\), got shape \(2, 4\)"):
+            layer(np.zeros((2, 4)), *([np.zeros((2, 4))] if layer == linear.pushforward else []))
+
+
 @pytest.mark.parametrize("code", [-1, 3])
 def test_codes_are_checked(code):
     layer = Embedding(3, 2)

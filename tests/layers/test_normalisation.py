@@ -258,3 +258,29 @@ def test_there_must_be_channels():
         GroupNorm(0)
     with pytest.raises(ValueError, match="at least 1 channel, got 0"):
         BatchNorm(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "more"),
+    [
+        (lambda: GroupNorm(8), ()),
+        (lambda: BatchNorm(8), ()),
+        (lambda: layer_norm(8), ()),
+        (lambda: AdaptiveGroupNorm(8, 3), ((2, 3),)),
+        (lambda: AdditiveGroupNorm(8, 3), ((2, 3),)),
+    ],
+)
+def test_other_channels_are_refused(make, more):
+    layer = make()
+    bound(layer)
+    with pytest.raises(ValueError, match=r"reads \(..., 8\), got shape \(2, 3, 16\)"):
+        layer(np.zeros((2, 3, 16)), *(np.zeros(shape) for shape in more))
+
+
+@pytest.mark.parametrize("make", [AdaptiveGroupNorm, AdditiveGroupNorm])
+@pytest.mark.parametrize("shape", [(1, 3), (3, 3), (2, 1, 3)])
+def test_each_example_needs_its_embedding(make, shape):
+    layer = make(8, 3)
+    bound(layer)
+    with pytest.raises(ValueError, match="each of 2 examples needs one embedding"):
+        layer(np.zeros((2, 3, 8)), np.zeros(shape))

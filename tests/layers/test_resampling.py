@@ -58,3 +58,14 @@ def test_reshaped_keeps_the_batch():
 def test_factors_are_checked(make):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         make(0)
+
+
+@pytest.mark.parametrize("shape", [(0,), (-2, 3), (-1, -1)])
+def test_shapes_are_checked(shape):
+    with pytest.raises(ValueError, match="positive entries, and -1 at most once"):
+        reshaped(*shape)
+
+
+def test_factors_are_whole_numbers():
+    with pytest.raises(TypeError):
+        nearest(1.5)

@@ -334,11 +334,15 @@ class TestUNet:
             ({"multipliers": ()}, "at least one level, got none"),
             ({"blocks": 0}, "at least 1 block, got 0"),
             ({"attention": (8, 7)}, "among 8, 4, got 7"),
+            ({"width": 20}, "a multiple of the groups, got 20 and 8"),
+            ({"width": 2, "groups": 2}, "at least 4 and a multiple of the groups, got 2 and 2"),
+            ({"groups": 0}, "got 8 and 0"),
+            ({"condition": -1}, "at least 0, got -1"),
         ],
     )
     def test_numbers_that_make_no_net_are_refused(self, options, said):
         with pytest.raises(ValueError, match=said):
-            UNet(8, 1, 1, width=8, **options)
+            UNet(8, 1, 1, **{"width": 8, **options})
 
     @pytest.mark.parametrize(
         ("x", "t", "told", "said"),
@@ -363,7 +367,7 @@ class TestUNet:
         bound(with_one), bound(without)
         with pytest.raises(ValueError, match=r"shape \(2, 8, 8, 2\), got None"):
             with_one(x, t)
-        with pytest.raises(ValueError, match=r"shape None, got \(2, 8, 8, 2\)"):
+        with pytest.raises(ValueError, match=r"takes no condition, got \(2, 8, 8, 2\)"):
             without(x, t, told)
 
     def test_times_are_floating_numbers_of_the_images_dtype(self):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scratchgen.core.arrays import Backend
 from scratchgen.layers.activations import tanh
 from scratchgen.layers.affine import Linear
 from scratchgen.testing import oracle
@@ -102,3 +103,16 @@ def test_a_gradient_that_is_set_instead_of_added_is_reported():
     params = bound(layer)
     with pytest.raises(AssertionError, match="accumulation"):
         oracle.check_accumulation(params, layer, X)
+
+
+def test_float32_and_missing_cotangents_are_refused():
+    layer = Linear(2, 1)
+    params = bound(layer, born=Backend(np, "float32"))
+    with pytest.raises(ValueError, match="compares in float64, got float32"):
+        oracle.check_gradient(params, layer, np.zeros((1, 2), dtype=np.float32))
+    with pytest.raises(ValueError, match="compares in float64, got float32"):
+        oracle.check_pullback(layer, np.zeros((1, 2), dtype=np.float32))
+    reader = Linear(2, 1, reads_data=True)
+    bound(reader)
+    with pytest.raises(ValueError, match="build what reads data with reads_data=False"):
+        oracle.check_pullback(reader, np.zeros((1, 2)))

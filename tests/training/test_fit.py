@@ -241,6 +241,13 @@ def test_progress_is_one_line_per_interval_where_there_is_no_terminal(capsys):
     assert "square" in lines[-1]
 
 
+def test_a_slow_run_is_not_silent(capsys, monkeypatch):
+    monkeypatch.setattr("scratchgen.training.progress.SILENT_SECONDS", 0.0)
+    make().until(20, describe=lambda row: f"square {row['square']:.3f}")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(1, 21)]
+
+
 @given(seeds(), st.integers(1, 20), st.integers(1, 50))
 def test_every_example_is_visited_once_an_epoch(seed, n, batch_size):
     stream = Stream(seed, NUMPY)
@@ -279,3 +286,15 @@ def test_steps_are_evaluated_within_what_is_asked_for(tmp_path):
     assert np.all(norms[0].mean.value != norms[1].mean.value)
     np.testing.assert_array_equal(norms[0].mean.value, norms[2].mean.value)
     np.testing.assert_array_equal(norms[0].variance.value, norms[2].variance.value)
+
+
+def test_before_the_first_logged_row_the_steps_so_far_are_described():
+    fit, told = make(every=100), []
+    fit.until(2, quiet=True)
+    row = fit.last_row
+    again = make(every=1)
+    again.until(2, quiet=True)
+    assert row["step"] == 2
+    assert row["square"] == pytest.approx(np.mean(again.history["square"]), rel=1e-12)
+    fit.until(3, quiet=True, describe=lambda row: told.append(row) or "")
+    assert [row["step"] for row in told] == [3]
