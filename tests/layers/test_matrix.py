@@ -26,7 +26,8 @@ a_few = settings(max_examples=3)  # what varies is drawn in the layers' own file
 HELPERS = {
     "Activation", "Affine", "conv_classifier", "convolution", "correlate", "correlate_adjoint",
     "dilate", "fan_in_normal", "group_norm", "halvings", "lecun_normal", "one_values", "pad",
-    "patches", "patches_in_blocks", "require_channels", "tracking", "transposed_convolution", "zero_values",
+    "patches", "patches_in_blocks", "require_channels", "tracking", "transposed_convolution",
+    "zero_values",
 }  # fmt: skip
 
 
