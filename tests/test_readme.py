@@ -32,12 +32,21 @@ def run(*command, folder):
 
 
 def test_the_program_prints_its_loss(tmp_path):
-    (program,) = PROGRAMS
+    program, _ = PROGRAMS
     code, said = run("-c", program, folder=tmp_path)
     assert code == 0, said
     nats, unit = said.split(maxsplit=1)
     assert 80.0 < float(nats) < 160.0
     assert unit == "nats per digit\n"
+
+
+def test_the_u_net_learns_the_noise(tmp_path):
+    _, program = PROGRAMS
+    code, said = run("-c", program, folder=tmp_path)
+    assert code == 0, said
+    share, rest = said.split(maxsplit=1)
+    assert 0.05 < float(share) < 0.35
+    assert rest == "of the noise's variance is left\n"
 
 
 def test_a_formula_of_ones_own_passes(tmp_path):
