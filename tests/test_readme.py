@@ -31,22 +31,17 @@ def run(*command, folder):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_program_prints_its_loss(tmp_path):
-    program, _ = PROGRAMS
-    code, said = run("-c", program, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("which", "low", "high", "unit"),
+    [(0, 80.0, 160.0, "nats per digit"), (1, 0.05, 0.35, "of the noise's variance is left")],
+    ids=["VAE", "U-Net"],
+)
+def test_a_program_prints_its_loss(which, low, high, unit, tmp_path):
+    code, said = run("-c", PROGRAMS[which], folder=tmp_path)
     assert code == 0, said
-    nats, unit = said.split(maxsplit=1)
-    assert 80.0 < float(nats) < 160.0
-    assert unit == "nats per digit\n"
-
-
-def test_the_u_net_learns_the_noise(tmp_path):
-    _, program = PROGRAMS
-    code, said = run("-c", program, folder=tmp_path)
-    assert code == 0, said
-    share, rest = said.split(maxsplit=1)
-    assert 0.05 < float(share) < 0.35
-    assert rest == "of the noise's variance is left\n"
+    number, rest = said.strip().split(maxsplit=1)
+    assert low < float(number) < high
+    assert rest == unit
 
 
 def test_a_formula_of_ones_own_passes(tmp_path):
