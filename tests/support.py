@@ -1,5 +1,6 @@
 """What several test files share: the backends, and small networks with trained-looking weights."""
 
+from decimal import Decimal
 from functools import cache, partial
 
 import array_api_strict
@@ -50,6 +51,11 @@ def tolerance(born: Backend) -> float:
 def host(x) -> np.ndarray:
     """A float64 NumPy copy of x."""
     return to_host(x).astype(np.float64)
+
+
+def relative(got, want: Decimal) -> float:
+    """|got - want| / |want|, exactly."""
+    return abs(float((Decimal(float(got)) - want) / want))
 
 
 def bound(module: Module, seed: int = 1, born: Backend = NUMPY) -> FlatParameters:

@@ -76,6 +76,11 @@ def per_example(v, like):
     return namespace(v).reshape(v, (-1,) + (1,) * (like.ndim - 1))
 
 
+def described(x) -> str:
+    """What x is, in a message: dtype and shape, or its type where it is no array."""
+    return f"{x.dtype} {x.shape}" if hasattr(x, "shape") else type(x).__name__
+
+
 def halves(h):
     """The two halves of the last axis: (..., 2c) -> (..., c), (..., c)."""
     c = h.shape[-1] // 2

@@ -20,11 +20,41 @@ from scratchgen.maths.forward_process import kernel, posterior, shaped, signal_a
 
 
 class Parameterisation(ABC):
-    """How x̂₀ and ε̂ follow from a net's output ŷ and from x_t; levels have no cotangent here."""
+    """How x̂₀ and ε̂ follow from a net's output ŷ and from x_t.
+
+    Pullbacks have no cotangent of the levels, which are fixed in most models; where they are
+    learned, `epsilon_slope` is what is missing.
+    """
 
     @abstractmethod
     def clean(self, output, x_t, now, before):
         """x̂₀ (N, ...) and its pullback: d -> (d_output, d_x_t)."""
+
+    @abstractmethod
+    def clean_slope(self, output, x_t, now, before):
+        """∂x̂₀/∂now (N, ...) at a given output and x_t, per unit of log ᾱ."""
+
+    def epsilon_slope(self, output, x_t, now, before):
+        """∂ε̂/∂now at a given output and x_t: what a learned noise schedule feels of the level.
+
+            ∂ε̂/∂ℓ = -(s/n) (½ x̂₀ - ½ (s/n) ε̂ + ∂x̂₀/∂ℓ),   from ∂s/∂ℓ = ½ s,  ∂n/∂ℓ = -½ s²/n
+
+        Args:
+            output: the net's.
+            x_t: (N, ...).
+            now, before: (N,), levels at t and at s < t.
+
+        Returns:
+            (N, ...), per unit of log ᾱ.
+
+        Source: DDPM-14, [Kingma 2021]
+        """
+        signal, noise = signal_and_noise(now, x_t)
+        clean, _ = self.clean(output, x_t, now, before)
+        epsilon, _ = self.epsilon(output, x_t, now, before)
+        slope = self.clean_slope(output, x_t, now, before)
+        ratio = signal / noise
+        return -ratio * (0.5 * clean - 0.5 * ratio * epsilon + slope)
 
     def epsilon(self, output, x_t, now, before):
         """ε̂ = (x_t - √ᾱ x̂₀)/√(1-ᾱ), (N, ...), and its pullback: d -> (d_output, d_x_t).
@@ -82,6 +112,10 @@ class Epsilon(Affine):
         xp = namespace(s)
         return (-n / s, 1.0 / s), (xp.ones_like(s), xp.zeros_like(s))
 
+    def clean_slope(self, output, x_t, now, before):
+        """½ (s/n) ε̂ - ½ x̂₀."""
+        return 0.5 * (_ratio(now, x_t) * output - self.clean(output, x_t, now, before)[0])
+
     def target(self, x0, eps, now, before):
         """ε."""
         return eps
@@ -99,6 +133,10 @@ class Clean(Affine):
         xp = namespace(s)
         return (xp.ones_like(s), xp.zeros_like(s)), (-s / n, 1.0 / n)
 
+    def clean_slope(self, output, x_t, now, before):
+        """0: the output is x̂₀ at every level."""
+        return 0.0 * output
+
     def target(self, x0, eps, now, before):
         """x₀."""
         return x0
@@ -114,6 +152,10 @@ class Velocity(Affine):
         """x̂₀ = s x_t - n ŷ, ε̂ = n x_t + s ŷ."""
         s, n = _signal_and_noise(now)
         return (-n, s), (s, n)
+
+    def clean_slope(self, output, x_t, now, before):
+        """½ (s/n) ε̂."""
+        return 0.5 * _ratio(now, x_t) * self.epsilon(output, x_t, now, before)[0]
 
     def target(self, x0, eps, now, before):
         """s ε - n x₀."""
@@ -132,6 +174,11 @@ class Score(Affine):
         s, n = _signal_and_noise(now)
         return (n * n / s, 1.0 / s), (-n, namespace(n).zeros_like(n))
 
+    def clean_slope(self, output, x_t, now, before):
+        """(s/n) ε̂ - ½ x̂₀."""
+        epsilon, _ = self.epsilon(output, x_t, now, before)
+        return _ratio(now, x_t) * epsilon - 0.5 * self.clean(output, x_t, now, before)[0]
+
     def target(self, x0, eps, now, before):
         """∇ log q(x_t | x_0) = -ε/n."""
         return -eps / signal_and_noise(now, x0)[1]
@@ -147,6 +194,14 @@ class Mean(Affine):
         """x̂₀ = (ŷ - c x_t)/c₀, ε̂ = (x_t - s x̂₀)/n."""
         (s, n), (c0, c, _) = _signal_and_noise(now), posterior(now, before)
         return (1.0 / c0, -c / c0), (-s / (n * c0), (1.0 + s * c / c0) / n)
+
+    def clean_slope(self, output, x_t, now, before):
+        """s_s s² n_s²/m² ŷ - n_s² s (½/m + s²/m²) x_t, with s_s, n_s at `before`, m = s_s² - s²."""
+        (s, _), (s_s, n_s) = _signal_and_noise(now), _signal_and_noise(before)
+        noise, m = n_s * n_s, s_s * s_s - s * s
+        on_output = s_s * s * s * noise / (m * m)
+        on_x_t = noise * s * (0.5 / m + s * s / (m * m))
+        return shaped(on_output, x_t) * output - shaped(on_x_t, x_t) * x_t
 
     def target(self, x0, eps, now, before):
         """The mean of q(x_s | x_t, x_0), c₀ x_0 + c x_t."""
@@ -211,6 +266,16 @@ class KWay(Parameterisation):
 
         return clean, pullback
 
+    def clean_slope(self, output, x_t, now, before):
+        """(s/n²) (½ + SNR) x_t Var x_k - ½ (SNR/n²) Cov(x_k, x_k²), both under p_k."""
+        xp, (signal, noise) = namespace(output), signal_and_noise(now, x_t)
+        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)
+        moved = p * (centres - xp.sum(p * centres, axis=-1)[..., None])
+        variance, skew = xp.sum(moved * centres, axis=-1), xp.sum(moved * centres**2, axis=-1)
+        square = noise * noise
+        snr = signal * signal / square
+        return signal / square * (0.5 + snr) * x_t * variance - 0.5 * snr / square * skew
+
     def _centres(self, dtype, now):
         codes = namespace(now).arange(self.levels, dtype=dtype, device=now.device)
         return level_centres(codes, self.levels)
@@ -238,6 +303,12 @@ def reverse_mean(x_t, eps, now, before):
 def _signal_and_noise(level):
     signal, variance = kernel(level)
     return signal, namespace(variance).sqrt(variance)
+
+
+def _ratio(level, like):
+    """s/n, shaped to multiply `like`."""
+    signal, noise = signal_and_noise(level, like)
+    return signal / noise
 
 
 def _combine(coefficients, output, x_t):

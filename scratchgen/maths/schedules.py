@@ -1,4 +1,4 @@
-"""How much noise at which step: fixed schedules as tables, and a learned monotone γ(t).
+"""How much noise at which step: fixed schedules as tables. A γ(t) in continuous time: gamma.py.
 
 Tables are float64 on the host and indexed by t = 0..T, so that formulas are typed with the index
 they are printed with; slot 0 is clean data, ᾱ₀ = 1. What the maths takes is a *level* = log ᾱ, one
@@ -9,14 +9,13 @@ number per example. Everything is derived from it without a difference of nearly
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log
+from math import inf
 from numbers import Integral
 
 import numpy as np
 
-from scratchgen.core.arrays import namespace, ones
-from scratchgen.core.module import Module, Parameter
-from scratchgen.core.numerics import expm1_minus, log1mexp, sigmoid, softplus
+from scratchgen.core.arrays import described, namespace
+from scratchgen.core.numerics import expm1_minus, log1mexp
 
 LARGEST_BETA = 0.999
 SIGNAL_LIMIT = 1e-4
@@ -196,7 +195,7 @@ class Schedule:
                 outside 0..T.
         """
         if not (_one_row(t) and namespace(t).isdtype(t.dtype, "integral")):
-            raise ValueError(f"t must be an integer array (N,), got {_kind(t)}")
+            raise ValueError(f"t must be an integer array (N,), got {described(t)}")
         if isinstance(t, np.ndarray):
             outside = t[(t < 0) | (t > self.steps)]
             if outside.size:
@@ -241,116 +240,6 @@ class Schedule:
         return report
 
 
-def level_from_gamma(gamma):
-    """level = log ᾱ = -softplus(γ), with 1 - ᾱ = σ(γ) = -expm1(level), in float64.
-
-    Args:
-        gamma: (N,), γ = -log SNR, of any floating dtype.
-
-    Returns:
-        level: (N,), float64.
-        pullback: d_level -> d_gamma (N,), of γ's dtype.
-
-    Source: [Kingma 2021]
-    """
-    xp = namespace(gamma)
-    level = -softplus(xp.zeros_like(gamma, dtype=xp.float64) + gamma)
-
-    def pullback(d_level):
-        # which keeps all digits of -σ(γ), also far in its lower tail
-        return xp.astype(xp.expm1(level) * d_level, gamma.dtype)
-
-    return level, pullback
-
-
-class LearnedGamma(Module):
-    """γ_η(t) = -log SNR(t) on [0, 1], rising and smooth for every η, with free end points.
-
-        g(t) = t + Σ_j w_j σ(k_j (t - c_j)),   w_j = e^(a_j),  k_j = e^(b_j)
-        γ(t) = γ(0) + e^s (g(t) - g(0))/(g(1) - g(0)),   so  γ(1) = γ(0) + e^s
-
-    Exponentials where the paper takes absolute values keep the weights positive without a kink. At
-    first the interior is nearly linear and the units are spread evenly.
-
-    Args:
-        first, last: γ(0) and γ(1) at the start of training.
-        units: n.
-
-    Raises:
-        ValueError: γ would not rise, or there is no unit.
-
-    Source: [Kingma 2021]
-    """
-
-    def __init__(self, first: float = -13.3, last: float = 5.0, units: int = 32):
-        if not last > first or units < 1:
-            raise ValueError(
-                f"gamma must rise and have at least one unit, got {first} to {last}, {units} units"
-            )
-        self.start = Parameter((1,), _filled(first))
-        self.log_rise = Parameter((1,), _filled(log(last - first)))
-        self.log_weight = Parameter((units,), _filled(log(0.1 / units)))
-        self.log_slope = Parameter((units,), _filled(log(10.0)))
-        self.centre = Parameter((units,), _spread)
-
-    def __call__(self, t):
-        """γ and its derivative at every t.
-
-        Args:
-            t: (N,), in [0, 1], which is not checked.
-
-        Returns:
-            (γ, γ'): each (N,).
-            pullback: (dγ, dγ') -> dt (N,).
-
-        Raises:
-            ValueError: t is not an array (N,).
-
-        Source: [Kingma 2021]
-        """
-        if not _one_row(t):
-            raise ValueError(f"t must be an array (N,), got {_kind(t)}")
-        start, log_rise = self.start.read(), self.log_rise.read()
-        log_weight, log_slope = self.log_weight.read(), self.log_slope.read()
-        centre = self.centre.read()
-        zero = namespace(start.value).zeros_like(start.value)
-        u = namespace(t).concat([t, zero, zero + 1.0])  # the two ends ride along
-        gap = u[:, None] - centre.value
-
-        xp = namespace(gap)  # which carries the trace, be it t or a parameter that is traced
-        weight, slope = xp.exp(log_weight.value), xp.exp(log_slope.value)
-        unit = sigmoid(slope * gap)
-        bump = unit * (1.0 - unit)
-        g = u + xp.sum(weight * unit, axis=1)
-        g_dot = 1.0 + xp.sum(weight * slope * bump, axis=1)
-        span = g[-1:] - g[-2:-1]
-        rise = xp.exp(log_rise.value)
-        climb = rise * ((g[:-2] - g[-2:-1]) / span)  # exactly the whole rise at t = 1
-        scale = rise / span
-        gamma_dot = scale * g_dot[:-2]
-
-        def pullback(d_gamma, d_gamma_dot):
-            d_log_scale = d_gamma * climb + d_gamma_dot * gamma_dot
-            d_span = -xp.sum(d_log_scale) / span
-            at_zero = -d_span - scale * xp.sum(d_gamma)
-            dg = xp.concat([scale * d_gamma, at_zero, d_span])
-            dg_dot = xp.concat([scale * d_gamma_dot, zero, zero])
-
-            d_unit, d_bump = weight * dg[:, None], weight * slope * dg_dot[:, None]
-            dz = bump * (d_unit + d_bump * (1.0 - 2.0 * unit))
-            for parameter, rows in (
-                (start, d_gamma[:, None]),
-                (log_rise, d_log_scale[:, None]),
-                (log_weight, d_unit * unit + d_bump * bump),
-                (log_slope, dz * slope * gap + d_bump * bump),
-                (centre, -slope * dz),
-            ):
-                parameter.accumulate_product(a=ones((rows.shape[0], 1), like=rows), b=rows)
-            return (dg + xp.sum(slope * dz, axis=1))[:-2]
-
-        return (start.value + climb, gamma_dot), pullback
-
-
 def _at_least_one(steps: int) -> int:
     if not (isinstance(steps, Integral) and steps >= 1):
         raise ValueError(f"steps must be a whole number and at least 1, got {steps}")
@@ -359,18 +248,3 @@ def _at_least_one(steps: int) -> int:
 
 def _one_row(t) -> bool:
     return getattr(t, "ndim", None) == 1
-
-
-def _kind(t) -> str:
-    return f"{t.dtype} {t.shape}" if hasattr(t, "shape") else type(t).__name__
-
-
-def _filled(value: float):
-    """The initialiser that sets every entry to one value."""
-    return lambda stream, shape: stream.backend.zeros(shape) + value
-
-
-def _spread(stream, shape):
-    """The midpoints of n equal parts of [0, 1]."""
-    (n,) = shape
-    return stream.backend.asarray((np.arange(n) + 0.5) / n)

@@ -96,6 +96,24 @@ def test_pullbacks(kind, seed, pair):
         oracle.check_pullback(lambda a, b, way=way: way(a, b, now, before), output, x_t)
 
 
+@pytest.mark.equation("DDPM-14")
+@pytest.mark.parametrize("kind", [*AFFINE, p.KWay(3)], ids=lambda kind: type(kind).__name__)
+@given(seeds(), sizes(3), transitions())
+def test_slopes_are_those_of_the_level(kind, seed, n, pair):
+    """∂x̂₀/∂now and ∂ε̂/∂now at a given output and x_t, against autograd through the level."""
+    _, _, x_t, now, before = point(seed, n, 2, pair)
+    output = normals(seed + 2, n, 2 * getattr(kind, "levels", 1))
+    for way in ("clean", "epsilon"):
+        slope = getattr(kind, way + "_slope")(output, x_t, now, before)
+
+        def value(level, way=way, slope=slope):
+            y, _ = getattr(kind, way)(output, x_t, level, before)
+            # the level is added, since autograd warns where there is no slope at all
+            return y + level[:, None], lambda d: ((slope + 1.0) * d).sum(axis=1)
+
+        oracle.check_pullback(value, now + 0.0, tolerance=1e-9)
+
+
 @pytest.mark.equation("DDPM-10")
 @pytest.mark.equation("DDPM-11")
 @given(seeds(), transitions())

@@ -1,9 +1,8 @@
 """maths/schedules.py against exact arithmetic, the sources' numbers, autograd and complex steps."""
 
 import warnings
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from fractions import Fraction
-from functools import cache
 from math import exp, log
 from re import escape
 
@@ -12,16 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scratchgen.core.module import FlatParameters
-from scratchgen.core.numerics import sigmoid, softplus
-from scratchgen.core.streams import Stream
 from scratchgen.maths import schedules
 from scratchgen.maths.distributions import normal_kl
-from scratchgen.maths.schedules import LearnedGamma, Schedule, SignalLeft, level_from_gamma
-from scratchgen.testing import oracle
+from scratchgen.maths.schedules import Schedule, SignalLeft
 from scratchgen.testing.strategies import seeds, sizes
 
-from support import NUMPY, bound, host, normals, on_every_backend, tolerance
+from support import host, normals, on_every_backend, relative
 
 HO = Schedule.linear(1000)
 SHORT = [(1e-6, 0.8, 10), (1e-6, 0.7, 10), (1e-6, 0.6, 25), (1e-6, 0.3, 50)]
@@ -29,10 +24,6 @@ SHORT = [(1e-6, 0.8, 10), (1e-6, 0.7, 10), (1e-6, 0.6, 25), (1e-6, 0.3, 50)]
 
 def beta_lists():
     return st.lists(st.floats(1e-9, 0.999), min_size=1, max_size=12)
-
-
-def relative(got, want: Decimal) -> float:
-    return abs(float((Decimal(float(got)) - want) / want))
 
 
 @given(beta_lists())
@@ -266,178 +257,3 @@ def test_it_is_the_marginal_and_not_the_last_step_that_forgets_the_data():
     assert last_step[0][0] == pytest.approx(0.98995, abs=5e-6)
     assert normal_kl(*marginal, zero, zero)[0][0] == pytest.approx(2.0e-5, rel=0.01)
     assert normal_kl(*last_step, zero, zero)[0][0] == pytest.approx(1.956, abs=5e-4)
-
-
-def anything(seed: int, units: int):
-    """A γ network with parameters from anywhere, and their vector."""
-    gamma = LearnedGamma(units=units)
-    params = bound(gamma, seed)
-    params.theta = params.theta + normals(seed, *params.theta.shape)
-    return gamma, params
-
-
-@given(seeds(), sizes(8))
-def test_learned_gamma_rises_between_its_free_ends(seed, units):
-    gamma, _ = anything(seed, units)
-    (value, slope), _ = gamma(np.linspace(0.0, 1.0, 101))
-    first, rise = gamma.start.read().value[0], np.exp(gamma.log_rise.read().value[0])
-    assert value[0] == first
-    assert value[-1] == first + rise
-    assert np.all(np.diff(value) > 0.0)
-    assert np.all(slope > 0.0)
-
-
-@given(seeds(), sizes(8))
-def test_learned_slope_is_the_derivative(seed, units):
-    gamma, _ = anything(seed, units)
-    t, step = np.linspace(0.0, 1.0, 23), 1e-30
-    (value, _), _ = gamma(t + 1j * step)
-    (_, slope), _ = gamma(t)
-    np.testing.assert_allclose(value.imag / step, slope, rtol=1e-12)
-
-
-@given(seeds(), sizes(8), sizes())
-def test_learned_gamma_gradients(seed, units, n):
-    gamma, params = anything(seed, units)
-    t = sigmoid(normals(seed + 1, n))
-    oracle.check_gradient(params, gamma, t)
-    oracle.check_accumulation(params, gamma, t)
-    with params.frozen():
-        oracle.check_pullback(gamma, t)
-        oracle.check_pullback_is_linear(gamma, t)
-
-
-@cache
-def nodes():
-    """Gauss–Legendre on 60 equal parts of [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(10)
-    parts = np.arange(60)[:, None]
-    return ((parts + 0.5 * (x + 1.0)) / 60).ravel(), np.tile(w / 120, 60)
-
-
-@given(seeds(), sizes(8))
-def test_the_continuous_loss_sees_the_ends_of_gamma_only(seed, units):
-    """½ ∫ γ' E‖ε - ε*‖² dt for data N(m, 2), where E‖ε - ε*‖² = 2/(2 + e^γ), is an integral over γ.
-
-    At the ends -13.3 and 5 it is 6.989881 nats, whatever the shape between.
-    """
-    gamma, params = anything(seed, units)
-    params.theta[:2] = -13.3, log(18.3)
-    params.changed()
-    t, weight = nodes()
-    (value, slope), _ = gamma(t)
-    loss = 0.5 * np.sum(weight * slope * 2.0 / (2.0 + np.exp(value)))
-    want = 0.5 * log((1.0 + 2.0 * exp(13.3)) / (1.0 + 2.0 * exp(-5.0)))
-    assert want == pytest.approx(6.989881, abs=5e-7)
-    assert loss == pytest.approx(want, rel=1e-6)
-
-
-@given(seeds(), sizes())
-def test_one_time_that_is_no_number_spoils_no_other(seed, n):
-    gamma, params = anything(seed, units=3)
-    t = sigmoid(normals(seed + 1, n))
-    (value, slope), pullback = gamma(t)
-    (spoilt_value, spoilt_slope), spoilt_pullback = gamma(np.append(t, np.nan))
-    np.testing.assert_array_equal(spoilt_value, np.append(value, np.nan))
-    np.testing.assert_array_equal(spoilt_slope, np.append(slope, np.nan))
-    with params.frozen():
-        got = spoilt_pullback(*np.ones((2, n + 1)))
-        np.testing.assert_array_equal(got, np.append(pullback(*np.ones((2, n))), np.nan))
-
-
-@given(beta_lists())
-def test_levels_and_gammas_are_one_scale(betas):
-    schedule = Schedule(betas)
-    level, _ = level_from_gamma(schedule.gamma)
-    np.testing.assert_allclose(level, schedule.log_alpha_bar, rtol=1e-12)
-
-
-@given(st.floats(-700.0, 700.0))
-@example(-40.0)
-@example(40.0)
-def test_levels_of_gammas_keep_their_digits_at_both_ends(gamma):
-    """log ᾱ = -log(1 + e^γ), and both 1 - ᾱ = -expm1(level) and the slope are e^γ/(1 + e^γ)."""
-    level, pullback = level_from_gamma(np.asarray([gamma]))
-    with localcontext(prec=650):
-        odds = Decimal(gamma).exp()
-        noise = odds / (1 + odds)
-        assert relative(level[0], -(1 + odds).ln()) < 1e-15
-        assert relative(-np.expm1(level[0]), noise) < 1e-15
-        assert relative(pullback(np.ones(1))[0], -noise) < 1e-15
-
-
-@given(seeds(), sizes())
-def test_levels_of_gammas_have_the_right_pullback(seed, n):
-    gamma = 5.0 * normals(seed, n)
-    oracle.check_pullback(level_from_gamma, gamma)
-    oracle.check_pullback_is_linear(level_from_gamma, gamma)
-
-
-@on_every_backend
-def test_levels_of_gammas_are_float64_and_their_cotangents_are_not(born):
-    gamma = born.asarray([-13.3, -0.7, 0.0, 5.0])
-    level, pullback = level_from_gamma(gamma)
-    d_gamma = pullback(-born.xp.ones_like(level))
-    assert level.dtype == born.xp.float64
-    assert d_gamma.dtype == gamma.dtype
-    np.testing.assert_allclose(host(level), -softplus(host(gamma)), rtol=1e-14)
-    noise = 1.0 / (1.0 + np.exp(-host(gamma)))
-    np.testing.assert_allclose(host(d_gamma), noise, rtol=tolerance(born))
-
-
-def test_learned_gamma_begins_nearly_linear():
-    gamma = LearnedGamma()
-    FlatParameters(gamma, Stream(0, NUMPY))
-    t = np.linspace(0.0, 1.0, 51)
-    (value, slope), _ = gamma(t)
-    assert value[[0, -1]] == pytest.approx([-13.3, 5.0], rel=1e-14)
-    np.testing.assert_allclose(value, -13.3 + 18.3 * t, atol=0.1)
-    np.testing.assert_allclose(slope, 18.3, rtol=0.05)
-    values = {
-        name: getattr(gamma, name).read().value for name in ("log_weight", "log_slope", "centre")
-    }
-    np.testing.assert_allclose(np.exp(values["log_weight"]), 0.1 / 32.0, rtol=1e-14)
-    np.testing.assert_allclose(np.exp(values["log_slope"]), 10.0, rtol=1e-14)
-    np.testing.assert_allclose(values["centre"], (np.arange(32) + 0.5) / 32.0, rtol=1e-15)
-
-
-@on_every_backend
-def test_every_backend_agrees(born):
-    gamma, truth = LearnedGamma(units=4), LearnedGamma(units=4)
-    params, exact = bound(gamma, born=born), bound(truth)
-    t, dy = np.asarray([0.0, 0.2, 0.9]), normals(0, 2, 3)
-    (value, pullback), (want, pull) = gamma(born.asarray(t)), truth(t)
-    assert all(v.dtype == params.theta.dtype for v in value)
-    tol = 20 * tolerance(born)
-    for got, expected in zip(value, want, strict=True):
-        oracle.assert_close(host(got), expected, tol, "value")
-    got = pullback(*(born.asarray(d) for d in dy))
-    oracle.assert_close(host(got), pull(*dy), tol, "cotangent")
-    oracle.assert_close(host(params.grad), exact.grad, tol, "gradient")
-
-
-def test_empty_batches_pass():
-    gamma = LearnedGamma(units=2)
-    bound(gamma)
-    (value, slope), pullback = gamma(np.zeros(0))
-    assert value.shape == slope.shape == pullback(value, slope).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("t", "kind"),
-    [
-        (0.5, "float"),
-        ([0.5], "list"),
-        (np.asarray(0.5), "float64 ()"),
-        (np.zeros((2, 2)), "float64 (2, 2)"),
-    ],
-)
-def test_times_are_one_row(t, kind):
-    with pytest.raises(ValueError, match=escape(f"t must be an array (N,), got {kind}")):
-        LearnedGamma()(t)
-
-
-def test_a_gamma_that_cannot_rise_is_refused():
-    for settings in ({"first": 1.0, "last": 1.0}, {"last": float("nan")}, {"units": 0}):
-        with pytest.raises(ValueError, match="gamma must rise and have at least one unit"):
-            LearnedGamma(**settings)
