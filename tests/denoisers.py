@@ -1,7 +1,7 @@
 """Denoisers that say exactly what the perfect one says, and stops for them."""
 
 from functools import cache
-from math import cos, exp, expm1, sqrt
+from math import acos, cos, exp, expm1, sqrt
 
 import numpy as np
 
@@ -22,9 +22,17 @@ def every_stop(schedule: Schedule) -> list[Stop]:
     return stops_of(schedule, range(schedule.steps, -1, -1))
 
 
-def arc(first: float, last: float, count: int) -> list[Stop]:
-    """Stops at equal angles, √ᾱ = cos(angle), from `first` down to `last`; 0 is clean data."""
-    return [Stop(a, 2.0 * np.log(cos(a))) for a in np.linspace(first, last, count + 1)]
+def arc(count: int) -> list[Stop]:
+    """count + 1 stops from √ᾱ = 1/150 to clean data, at equal angles: √ᾱ = cos(angle)."""
+    return [Stop(a, 2.0 * np.log(cos(a))) for a in np.linspace(acos(1.0 / 150.0), 0.0, count + 1)]
+
+
+def even(count: int, most: float = 5.7, least: float = 0.0) -> list[Stop]:
+    """count + 1 stops, evenly spaced in w = asinh ς, where √ᾱ = 1/cosh w; 0 is clean data.
+
+    At the default `most` nearly nothing is left of the data: √ᾱ = 1/150.
+    """
+    return [Stop(w, -2.0 * np.log(np.cosh(w))) for w in np.linspace(most, least, count + 1)]
 
 
 def perfect(world: GaussianDiffusion, variance=None):
@@ -69,7 +77,7 @@ def flow_of_mixture(mixture: Mixture):
         signal, noise = exp(0.5 * stop.level), sqrt(-expm1(stop.level))
         covariance = mixture.posterior_covariance(x, stop.level)
         jacobian = (np.eye(mixture.dims) - (signal / noise) ** 2 * covariance) / noise
-        return denoise(x, stop, stop).epsilon, lambda d: np.einsum("ni,nij->nj", d, jacobian)
+        return denoise(x, stop, stop).epsilon, lambda d: (d[:, None, :] @ jacobian)[:, 0, :]
 
     return epsilon
 
