@@ -27,6 +27,7 @@ _reverse_log_density = import_module("scratchgen.maths.diffusion_bound").reverse
 _consistency_split = import_module("scratchgen.maths.diffusion_bound").consistency_split
 _optimal_variance = import_module("scratchgen.maths.diffusion_bound").optimal_variance
 _ddim_step = import_module("scratchgen.maths.forward_process").ddim_step
+_trajectory = import_module("scratchgen.models.samplers").trajectory
 _bound = GaussianDiffusion.bound
 _vae_loss, _elbo, _factorised = Vae.loss, LinearGaussian.elbo, worlds.factorised
 _posterior, _kernel = posterior, kernel
@@ -319,6 +320,12 @@ def product_of_the_steps(self):
 def alpha_of_one_step(x0, eps, noise, variance, before):
     """The paper's α read as 1-β of a step, which is no function of the level alone: here √ᾱ."""
     return _ddim_step(x0, eps, noise, variance, 0.5 * before)
+
+
+@printed("TRAP-5", "models.samplers:trajectory")
+def temperature_of_the_start_alone(denoise, step, x, stops, noise=None, temperature=1.0):
+    """τ on x_T, of which a long stochastic chain forgets everything."""
+    return _trajectory(denoise, step, temperature * x, stops, noise)
 
 
 @printed("TRAP-6", "maths.forward_process:Shifted.shifted")
