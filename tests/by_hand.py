@@ -8,11 +8,21 @@ import struct
 import zipfile
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
 MAT_HEADER = b"MATLAB 5.0 MAT-file, by hand".ljust(124) + struct.pack("<H2s", 0x0100, b"IM")
 MAT_TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
+
+
+def placed(folder, files: dict[str, bytes]) -> Path:
+    """The folder, with these files in it and below it."""
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return Path(folder)
 
 
 def idx(array: np.ndarray) -> bytes:

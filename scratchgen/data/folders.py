@@ -134,7 +134,7 @@ def read_attributes(path: Path, pictures: Sequence[Path]) -> dict[str, np.ndarra
     Raises:
         DataError: the list does not keep to this, or has some of the pictures only.
     """
-    rows = [line.split() for line in read_bytes(path).splitlines() if line.strip()]
+    rows = [line.split() for line in read_bytes(path).split(b"\n") if line.strip()]
     listed, header = len(rows) - 2, rows[1] if len(rows) > 1 else []
     if not header or rows[0] != [b"%d" % listed]:
         raise DataError(
