@@ -71,6 +71,12 @@ def normals(seed: int, *shape: int) -> np.ndarray:
     return Stream(seed, NUMPY).at("test").normal(shape)
 
 
+def some_codes(seed: int, *shape: int) -> np.ndarray:
+    """Host codes 0..255."""
+    uniform = Stream(seed, NUMPY).at("codes").uniform((1, *shape))[0]
+    return np.floor(256 * uniform).astype(np.uint8)
+
+
 class Spy:
     """A net that draws: it records which noise it was given."""
 
