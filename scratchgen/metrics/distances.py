@@ -76,7 +76,7 @@ def frechet_distance(a, b) -> float:
     Raises:
         ValueError: a or b is no matrix of finite numbers, or they have not the same F.
 
-    Source: MET-1, TRAP-4
+    Source: MET-1
     """
     a, b = pair(a, b, least=2)
     return frechet_from_moments(sample_moments(a), sample_moments(b))

@@ -92,9 +92,10 @@ def jackknife_errors(without) -> np.ndarray:
 
         error² = (G - 1)/G Σ_g (θ_g - θ̄)²
 
-    A bias that depends on the sample sizes is the same in every θ_g and drops out. Where a
-    statistic is of second order, as the Fréchet distance between samples of one law, the error is
-    too large, by up to √2; elsewhere it is right on average, and itself uncertain by 1/√(2G - 2).
+    A bias that depends on the sample sizes is the same in every θ_g and drops out. For statistics
+    that are smooth, error² is right on average, and the error uncertain by 1/√(2G - 2) of itself.
+    It errs on the high side where a statistic counts neighbours, and where it is of second order,
+    as distances between samples of one law are: by half, typically.
 
     Args:
         without: θ (G, S), of S statistics.
