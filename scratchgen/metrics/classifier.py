@@ -1,7 +1,13 @@
-"""A classifier on top of features: what an encoder has learned, measured by labels."""
+"""A classifier on top of features: what an encoder has learned, measured by labels.
 
-from scratchgen.core.arrays import namespace
-from scratchgen.core.module import Module
+Trained on the data itself, it also gives the features on which samples are compared with it.
+"""
+
+import hashlib
+
+from scratchgen.core.arrays import namespace, to_host
+from scratchgen.core.module import FlatParameters, Module
+from scratchgen.core.numerics import logsumexp
 from scratchgen.maths.distributions import categorical_nll
 
 
@@ -49,3 +55,26 @@ class Classifier(Module):
         """The most probable label: x (N, ...) -> (N,) int64."""
         logits = self.head(self.trunk(x)[0])[0]
         return namespace(logits).argmax(logits, axis=1)
+
+    def features(self, x):
+        """The trunk's output: x (N, ...) -> (N, F).
+
+        All of x at once; of a large set take `metrics.likelihood.in_batches`.
+        """
+        return self.trunk(x)[0]
+
+    def log_probabilities(self, x):
+        """log p(label | x) = log softmax(head(trunk(x))): x (N, ...) -> (N, classes), nats.
+
+        Source: NET-3
+        """
+        logits = self.head(self.trunk(x)[0])[0]
+        return logits - logsumexp(logits)[:, None]
+
+
+def weight_hash(params: FlatParameters) -> str:
+    """Twelve hexadecimal digits that name a network's weights: of SHA-256 of the bytes of θ.
+
+    Distances on features of two networks do not compare; so say which it was.
+    """
+    return hashlib.sha256(to_host(params.theta).tobytes()).hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""metrics/coverage.py."""
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchgen.metrics.coverage import class_score, coverage, coverages
+from scratchgen.testing.strategies import seeds
+
+from support import normals, share_of_the_examples
+
+score = pytest.mark.equation("MET-2")
+counts, ks = st.integers(5, 12), st.integers(1, 4)
+
+
+def brute_force(real, generated, k):
+    """The four definitions, ball by ball."""
+
+    def balls(points):
+        for i, x in enumerate(points):
+            others = sorted(np.linalg.norm(x - y) for j, y in enumerate(points) if j != i)
+            yield x, others[k - 1]
+
+    def inside(y, ball):
+        return np.linalg.norm(y - ball[0]) <= ball[1]
+
+    of_real, of_generated = list(balls(real)), list(balls(generated))
+    hits = [[inside(y, ball) for y in generated] for ball in of_real]
+    return (
+        np.mean(np.any(hits, axis=0)),
+        np.mean([any(inside(x, ball) for ball in of_generated) for x in real]),
+        np.sum(hits) / (k * len(generated)),
+        np.mean(np.any(hits, axis=1)),
+    )
+
+
+@given(seeds(), counts, counts, st.integers(1, 4), ks)
+def test_it_is_its_definition(seed, n, m, dims, k):
+    real, generated = normals(seed, n, dims), normals(seed + 1, m, dims) + 0.5
+    found = coverage(real, generated, k)
+    assert found == pytest.approx(brute_force(real, generated, k), rel=1e-12)
+    mirrored = coverage(generated, real, k)
+    assert (mirrored.recall, mirrored.precision) == (found.precision, found.recall)
+
+
+@given(seeds(), counts, st.integers(1, 4), ks)
+def test_the_same_set_is_covered_and_a_far_one_is_not(seed, n, dims, k):
+    real = normals(seed, n, dims)
+    same = coverage(real, real[::-1], k)
+    assert (same.precision, same.recall, same.coverage) == (1.0, 1.0, 1.0)
+    assert coverage(real, real + 1e3, k) == (0.0, 0.0, 0.0, 0.0)
+
+
+@given(seeds(), counts, counts, st.integers(1, 4), st.floats(0.1, 10.0))
+def test_rotation_shift_and_scale_change_nothing(seed, n, m, dims, scale):
+    real, generated = normals(seed, n, dims), normals(seed + 1, m, dims) + 0.5
+    axes, c = np.linalg.qr(normals(seed + 2, dims, dims))[0], normals(seed + 3, dims)
+    moved = coverage(scale * (real @ axes + c), scale * (generated @ axes + c))
+    assert moved == coverage(real, generated)
+
+
+def test_near_points_far_from_the_origin_are_told_apart():
+    """At 1e8 squares are 1e16, whose last digit is 2: only differences have any digits."""
+    real = np.asarray([[0.0], [1.0], [3.0], [7.0]])
+    generated = np.asarray([[-0.5], [4.5], [6.0], [20.0]])
+    assert coverage(real + 1e8, generated + 1e8, 1) == coverage(real, generated, 1)
+
+
+def test_repeated_points_have_balls_of_radius_zero():
+    real = np.asarray([[0.0], [0.0], [1.0], [1.0]])
+    found = coverage(real, np.asarray([[0.0], [0.5], [2.0], [3.0]]), 1)
+    assert (found.precision, found.density, found.coverage) == (0.25, 0.5, 0.5)
+
+
+@share_of_the_examples(5)
+@given(seeds(), st.integers(1, 3), st.integers(1, 3))
+def test_equal_laws_have_density_one_and_a_known_coverage(seed, dims, k):
+    """Whatever the law: exactly so on average over the ways to split one pool of points in two.
+
+    A generated point is as likely as any of the n points around a real one to be among the k
+    nearest: k/n. And a ball holds none if the k nearest of all n - 1 + m others are real.
+    """
+    n, m = 5, 4
+    pool, chosen = normals(seed, n + m, dims), list(combinations(range(n + m), n))
+    kept = np.asarray([[i in real for i in range(n + m)] for real in chosen])
+    splits = [coverage(pool[real], pool[~real], k) for real in kept]
+    assert np.mean([found.density for found in splits]) == pytest.approx(1.0, rel=1e-12)
+    covered = 1.0 - comb(n - 1, k) / comb(n - 1 + m, k)
+    assert np.mean([found.coverage for found in splits]) == pytest.approx(covered, rel=1e-12)
+
+
+@given(seeds(), counts, counts, ks)
+def test_selections_are_as_if_alone(seed, n, m, k):
+    real, generated = normals(seed, n + 2, 2), normals(seed + 1, m + 2, 2)
+    kept_real = np.arange(n + 2) != np.asarray([[0], [n], [1], [n + 1]])
+    kept_generated = np.arange(m + 2) % (m + 1) != np.asarray([[0], [1], [m], [m + 1]])
+    found = coverages(real, generated, kept_real, kept_generated, k)
+    for each, a, b in zip(found, kept_real, kept_generated, strict=True):
+        assert each == coverage(real[a], generated[b], k)
+        assert all(type(value) is float for value in each)
+
+
+def test_k_lies_below_the_number_of_points():
+    few, many = normals(0, 3, 2), normals(1, 9, 2)
+    coverage(few, many, 2)
+    for a, b in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match="got k = 3 for 3 points"):
+            coverage(a, b, 3)
+    with pytest.raises(ValueError, match="got k = 0"):
+        coverage(many, many, 0)
+    with pytest.raises(ValueError, match="same features"):
+        coverage(many, many[:, :1])
+    with pytest.raises(ValueError, match="N ≥ 2"):
+        coverage(many, many[:1])
+
+
+# class score
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@score
+@given(seeds(), st.integers(2, 20), st.integers(1, 6), st.floats(0.0, 20.0))
+def test_the_class_score_is_its_definition_within_its_bounds(seed, n, classes, sharpness):
+    log_p = log_softmax(sharpness * normals(seed, n, classes))
+    marginal = np.exp(log_p).mean(axis=0)
+    divergences = np.sum(np.exp(log_p) * (log_p - np.log(marginal)), axis=1)
+    found, deviation = class_score(log_p, splits=1)
+    assert found == pytest.approx(np.exp(divergences.mean()), rel=1e-10)
+    assert 1.0 - 1e-12 <= found <= classes + 1e-12
+    assert deviation == 0.0
+
+
+@score
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_sure_of_every_class_scores_the_number_of_classes(classes):
+    with np.errstate(divide="ignore"):
+        log_p = np.log(np.tile(np.eye(classes), (20, 1)))
+    assert class_score(log_p) == pytest.approx((classes, 0.0), rel=1e-12)
+
+
+@score
+@given(seeds(), st.integers(10, 40))
+def test_the_same_answer_for_all_scores_one(seed, n):
+    log_p = np.tile(log_softmax(normals(seed, 5)), (n, 1))
+    assert class_score(log_p) == pytest.approx((1.0, 0.0), rel=1e-12, abs=1e-12)
+
+
+@score
+def test_two_answers_by_hand():
+    """(0.9, 0.1) and (0.2, 0.8): their mean is (0.55, 0.45)."""
+    log_p = np.log(np.asarray([[0.9, 0.1], [0.2, 0.8]]))
+    entropies = [-(p * np.log(p) + (1 - p) * np.log(1 - p)) for p in (0.55, 0.9, 0.8)]
+    want = np.exp(entropies[0] - 0.5 * (entropies[1] + entropies[2]))
+    assert class_score(log_p, splits=1)[0] == pytest.approx(want, rel=1e-12)
+
+
+@score
+@given(seeds(), st.integers(2, 30), st.data())
+def test_each_part_has_a_marginal_of_its_own(seed, n, data):
+    splits = data.draw(st.integers(1, n))
+    log_p = log_softmax(3.0 * normals(seed, n, 4))
+    parts = [class_score(part, splits=1)[0] for part in np.array_split(log_p, splits)]
+    want = (np.mean(parts), np.std(parts))
+    assert class_score(log_p, splits) == pytest.approx(want, rel=1e-10, abs=1e-12)
+    single = class_score(log_p.astype(np.float32), splits)
+    assert single == pytest.approx(want, rel=1e-4, abs=1e-5)
+
+
+def test_ten_parts_unless_told_otherwise():
+    log_p = log_softmax(normals(0, 40, 3))
+    assert class_score(log_p) == class_score(log_p, splits=10)
+
+
+def test_the_class_score_takes_log_probabilities():
+    log_p = log_softmax(normals(0, 12, 3))
+    for splits in (0, 13):
+        with pytest.raises(ValueError, match=f"N ≥ splits ≥ 1, got shape .12, 3. and {splits}"):
+            class_score(log_p, splits)
+    with pytest.raises(ValueError, match="must be .N, K."):
+        class_score(log_p[0], 1)
+    with pytest.raises(ValueError, match="take log_softmax"):
+        class_score(log_p + 0.01)
+    class_score(log_p + 1e-5)
