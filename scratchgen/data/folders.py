@@ -136,14 +136,14 @@ def read_attributes(path: Path, pictures: Sequence[Path]) -> dict[str, np.ndarra
     """
     rows = [line.split() for line in read_bytes(path).split(b"\n") if line.strip()]
     listed, header = len(rows) - 2, rows[1] if len(rows) > 1 else []
-    if not header or rows[0] != [b"%d" % listed]:
+    if rows[:1] != [[b"%d" % listed]] or not all(name.isascii() for name in header):
         raise DataError(
-            f"{path} must begin with the number of pictures in it, {max(listed, 0)}, and the names "
-            "of their attributes; it is damaged or cut off"
+            f"{path} must begin with the number of pictures in it, {max(listed, 0)}, and names of "
+            "attributes in ASCII; it is damaged or cut off"
         )
     table = {name: signs for name, *signs in rows[2:]}
     proper = all(len(s) == len(header) and SIGNS.keys() >= set(s) for s in table.values())
-    names = [name.decode("ascii", "replace") for name in header]
+    names = [name.decode("ascii") for name in header]
     if not proper or len(table) != listed or len(set(names)) != len(names):
         raise DataError(
             f"{path} must list every picture once, with -1 or 1 for each of its {len(names)} "

@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import asinh, exp, expm1, prod, sqrt
 from typing import Any
 
-from scratchgen.core.arrays import example_sum, namespace, zeros
+from scratchgen.core.arrays import example_sum, namespace
 from scratchgen.core.numerics import normal_log_pdf
 from scratchgen.maths.forward_process import (
     ddim_step,
@@ -345,11 +345,11 @@ def flow_log_density(epsilon: Callable, x, stops: Sequence[Stop], divergence: Ca
 
     def slopes(x, stop):
         if stop.level == 0.0:
-            return namespace(x).zeros_like(x), zeros(x.shape[:1], x)
+            return namespace(x).zeros_like(x), 0.0
         eps, pullback = epsilon(x, stop)
         return eps, divergence(pullback, x)
 
-    swelling = zeros(x.shape[:1], x)
+    swelling = 0.0
     for there, here in reversed(_pairs(stops)):
         first, spread = slopes(x, here)
         second, spread_there = slopes(_along(x, first, here, there), there)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchgen.data.files import CIFAR_10_FILES, IDX_FILES, SVHN_FILES, fingerprint, load_files
-from scratchgen.data.formats import DataError
+from scratchgen.data.formats import DataError, read_bytes
 from scratchgen.data.images import Images
 from scratchgen.testing.strategies import seeds
 
@@ -205,6 +205,14 @@ def test_what_is_not_recognised_is_named(tmp_path, files, opened, sentence):
     with pytest.raises(DataError, match=sentence) as found:
         load_files(placed(tmp_path, files) / opened, "train")
     assert str(tmp_path / opened) in str(found.value)
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"a\.png cannot be read: No such file"):
+        load_files(tmp_path, "train", 8)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_bytes(tmp_path)
 
 
 def test_folders_named_like_the_pickles_may_hold_pictures(tmp_path):

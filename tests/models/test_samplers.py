@@ -107,6 +107,7 @@ def test_a_stop_has_a_level_of_at_most_0(level):
 def test_a_stop_knows_its_noise(level):
     stop = Stop(np.float32(1.0), np.float64(level))
     assert (type(stop.time), type(stop.level)) == (float, float)
+    assert Stop(0.0, 0.0) == CLEAN
     assert stop.sigma**2 == pytest.approx(exp(-level) - 1.0, abs=1e-12, rel=1e-12)
 
 
@@ -141,7 +142,7 @@ def test_ddim_is_between_the_flow_and_ancestral_sampling(situation, eta):
     close(s.ddim(eta)(*at), want, rtol=1e-7)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, nan])
+@pytest.mark.parametrize("eta", [-0.01, 1.01, nan])
 def test_ddim_has_at_most_the_noise_of_the_ddpm(eta):
     with pytest.raises(ValueError, match=escape("eta must lie in [0, 1], from no noise")):
         s.ddim(eta)
@@ -408,9 +409,12 @@ def test_a_trajectory_shows_x_at_every_stop():
         np.testing.assert_allclose(x, path[-1], rtol=1e-14)
         assert seen == list(zip(stops[:-1], stops[1:], strict=True))[: i + 1]
     assert len(path) == 4
-    last = s.generate(denoise, step, x_last, stops, lambda i: z[i], 0.5)
-    np.testing.assert_array_equal(last, path[-1])
-    np.testing.assert_array_equal(s.generate(denoise, step, x_last, stops), 8.0 * x_last)
+    at = (denoise, step, x_last, stops)
+    np.testing.assert_array_equal(s.generate(*at, lambda i: z[i], 0.5), path[-1])
+    np.testing.assert_array_equal(s.generate(*at), 8.0 * x_last)
+    want = s.generate(*at, lambda i: z[i], 1.0)
+    np.testing.assert_array_equal(s.generate(*at, lambda i: z[i]), want)
+    np.testing.assert_array_equal(list(s.trajectory(*at, lambda i: z[i]))[-1], want)
     assert s.generate(denoise, step, x_last, stops[:1]) is x_last
 
 
