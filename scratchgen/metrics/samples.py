@@ -94,8 +94,8 @@ def jackknife_errors(without) -> np.ndarray:
 
     A bias that depends on the sample sizes is the same in every θ_g and drops out. For statistics
     that are smooth, error² is right on average, and the error uncertain by 1/√(2G - 2) of itself.
-    It errs on the high side where a statistic counts neighbours, and where it is of second order,
-    as distances between samples of one law are: by half, typically.
+    It errs on the high side where a statistic is of second order, as distances between samples of
+    one law are, by √2; and where it counts neighbours, by half typically and up to twice.
 
     Args:
         without: θ (G, S), of S statistics.

@@ -51,11 +51,23 @@ def test_bits_per_dim():
     """A uniform pmf over 256 levels costs 8 bits; -1.31 nats/dim is 1.89 bits/dim."""
     assert bits_per_dim(48 * log(256.0), 48) == pytest.approx(8.0, rel=1e-14)
     assert bits_per_dim(1.31, 1) == pytest.approx(1.89, abs=5e-3)
+    lower, upper = -1.0 - 1.0 / 255.0, 1.0 + 1.0 / 255.0
+    density = bits_per_dim(48 * log(upper - lower), 48)  # uniform on the 256 bins, as a density
+    assert density + log(127.5) / log(2.0) == pytest.approx(8.0, rel=1e-14)
     width = 2.0 / 255.0  # a density on 8-bit data in [-1, 1] must be multiplied by this
     uniform_density = -log(1.0 / (256.0 * width))
     assert bits_per_dim(uniform_density - log(width), 1) == pytest.approx(8.0, rel=1e-14)
     with pytest.raises(ValueError, match="at least 1"):
         bits_per_dim(1.0, 0)
+
+
+@pytest.mark.equation("MET-3")
+@given(st.integers(1, 1000), st.integers(1, 100))
+def test_a_uniform_law_on_levels_costs_the_bits_that_number_them(levels, dims):
+    """log₂ K; and as a density on K bins of width 2/K in [-1, 1] log₂(K/2) less."""
+    assert bits_per_dim(dims * log(levels), dims) == pytest.approx(np.log2(levels), rel=1e-12)
+    as_density = bits_per_dim(dims * log(2.0), dims)
+    assert as_density + np.log2(levels / 2.0) == pytest.approx(np.log2(levels), abs=1e-12)
 
 
 @on_every_backend

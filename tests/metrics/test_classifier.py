@@ -1,20 +1,31 @@
-"""metrics/classifier.py: gradients, and what a frozen trunk means."""
+"""metrics/classifier.py: gradients, what a frozen trunk means, and features for measures."""
+
+import hashlib
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 
+from scratchgen.core.arrays import Backend
+from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
+from scratchgen.data.digits import load_digits
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
-from scratchgen.metrics.classifier import Classifier
+from scratchgen.metrics.classifier import Classifier, weight_hash
+from scratchgen.metrics.coverage import class_score
+from scratchgen.metrics.distances import kernel_distance
+from scratchgen.metrics.likelihood import in_batches
 from scratchgen.models.autoencoder import Autoencoder
+from scratchgen.nets.convnet import conv_classifier
 from scratchgen.nets.mlp import mlp
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
-from scratchgen.training.optim import Adam
+from scratchgen.training.fit import batch_indices
+from scratchgen.training.optim import Adam, warmup_cosine
 
-from support import NUMPY, Spy, bound, normals
+from support import NUMPY, Spy, bound, host, normals, on_every_backend, tolerance
 
 LABELS = np.asarray([0, 2, 1, 0, 2])
 
@@ -81,3 +92,77 @@ def test_copying_needs_names_and_shapes_to_match():
         params.copy_from(pretrained(), "trunk.", "encoder.")
     with pytest.raises(ValueError, match=r"copy layers.0.weight from"):
         params.copy_from(pretrained(), "layers.", "encoder.layers.")
+
+
+@pytest.mark.equation("NET-3")
+@given(seeds(), sizes())
+def test_features_and_log_probabilities(seed, n):
+    """The trunk's output, and a softmax that the loss and the predictions are of."""
+    model = Classifier(mlp([4, 6]), Linear(6, 3))
+    bound(model, seed)
+    x, labels = normals(seed, n, 4), np.arange(n) % 3
+    features = model.features(x)
+    np.testing.assert_array_equal(features, model.trunk(x)[0])
+    logits = model.head(features)[0]
+    log_p = model.log_probabilities(x)
+    np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-12)
+    want = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(log_p), want, rtol=1e-10)
+    np.testing.assert_allclose(-log_p[np.arange(n), labels], model.loss(x, labels)[0][0], rtol=1e-9)
+    np.testing.assert_array_equal(log_p.argmax(axis=1), model.predict(x))
+
+
+def test_sure_of_itself_beyond_the_range_of_exp():
+    model = Classifier(lambda x: (x, None), lambda x: (1e4 * x, None))
+    found = model.log_probabilities(np.eye(3))
+    np.testing.assert_allclose(found, 1e4 * (np.eye(3) - 1.0), atol=1e-9)
+
+
+@on_every_backend
+def test_every_backend_agrees(born):
+    found = []
+    for backend in (born, NUMPY):
+        model = Classifier(mlp([4, 6]), Linear(6, 3))
+        bound(model, 0, backend)
+        x = backend.asarray(normals(0, 5, 4))
+        found.append([host(model.features(x)), host(model.log_probabilities(x))])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=tolerance(born), atol=tolerance(born))
+
+
+def test_a_hash_names_the_weights():
+    params, other = (bound(mlp([4, 5, 2]), seed) for seed in (1, 2))
+    name = weight_hash(params)
+    assert re.fullmatch("[0-9a-f]{12}", name)
+    assert name == weight_hash(bound(mlp([4, 5, 2]), 1))
+    assert name == hashlib.sha256(params.theta.tobytes()).hexdigest()[:12]
+    assert name != weight_hash(other)
+    params.theta[0] = np.nextafter(params.theta[0], np.inf)
+    assert name != weight_hash(params)
+
+
+@pytest.mark.equation("NET-3")
+def test_a_small_convnet_learns_the_digits_and_its_features_tell_them_from_noise():
+    """Two hundred steps in float32; accuracy on held-out images; noisy images lie further off."""
+    fit, held_out = load_digits("fit"), load_digits("validation")
+    born = Backend(np, "float32")
+    stream = Stream(0, born)
+    model = Classifier(*conv_classifier((8, 8, 1), 10, width=8))
+    params = FlatParameters(model, stream.at("initial"))
+    adam, x = Adam(params, warmup_cosine(0.005, 200)), born.asarray(fit.x)
+    labels = fit.labels.astype(np.int64)
+    for step in range(200):
+        rows = batch_indices(stream.at("batches"), len(fit), 64, step)
+        _, pullback = model.loss(x[rows], labels[rows])
+        pullback(np.full(64, 1.0 / 64.0, dtype=np.float32))
+        adam.step()
+    seen = born.asarray(held_out.x)
+    assert np.mean(model.predict(seen) == held_out.labels) > 0.9
+    noisy = seen + stream.at("noise").normal(seen.shape)
+    features = [in_batches(model.features, images, 64) for images in (x, seen, noisy)]
+    assert features[0].shape == (1300, 16 * 16)
+    same, apart = (kernel_distance(features[0], other) for other in features[1:])
+    assert abs(same[0]) < 3.0 * same[1]
+    assert apart[0] > 5.0 * apart[1]
+    score, _ = class_score(in_batches(model.log_probabilities, seen, 64), splits=1)
+    assert 8.0 < score < 10.0

@@ -74,6 +74,21 @@ def test_repeated_points_have_balls_of_radius_zero():
     real = np.asarray([[0.0], [0.0], [1.0], [1.0]])
     found = coverage(real, np.asarray([[0.0], [0.5], [2.0], [3.0]]), 1)
     assert (found.precision, found.density, found.coverage) == (0.25, 0.5, 0.5)
+    assert coverage(np.asarray([[0.0], [0.5], [2.0], [3.0]]), real, 1).recall == 0.25
+
+
+def test_a_point_left_out_has_no_ball_not_even_for_its_twin():
+    points = np.asarray([[0.0], [10.0], [11.0], [12.0]])
+    rows = np.arange(4)[None] > 0
+    found = coverages(points, points, rows, rows >= 0, 1)[0]
+    assert (found.precision, found.density) == (0.75, 7.0 / 4.0)
+    assert coverages(points, points, rows >= 0, rows, 1)[0].recall == 0.75
+
+
+def test_the_third_neighbour_unless_told_otherwise():
+    real, generated = normals(0, 12, 2), normals(1, 12, 2)
+    assert coverage(real, generated) == coverage(real, generated, 3)
+    assert len({coverage(real, generated, k) for k in (2, 3, 4)}) == 3
 
 
 @share_of_the_examples(5)

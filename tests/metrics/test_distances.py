@@ -200,11 +200,17 @@ def test_samples_of_one_law_do_not_compare_across_sizes():
     assert few / many == pytest.approx(4.0, rel=0.1)
 
 
-def test_a_covariance_has_no_negative_eigenvalue():
+def test_a_covariance_has_no_negative_eigenvalue_beyond_rounding():
     with pytest.raises(ValueError, match="no negative eigenvalue, got -1"):
         normal_moments([0.0, 0.0], [[1.0, 0.0], [0.0, -1.0]])
-    found = normal_moments([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])  # singular is fine
-    np.testing.assert_allclose(found.factor.T @ found.factor, np.ones((2, 2)), atol=1e-12)
+    for scale in (1e-6, 1e8):
+        normal_moments([0.0, 0.0], np.diag([scale, -1e-12 * scale]))
+        with pytest.raises(ValueError, match="no negative eigenvalue"):
+            normal_moments([0.0, 0.0], np.diag([scale, -1e-9 * scale]))
+    singular = np.ones((2, 2), dtype=np.float32)
+    found = normal_moments(np.zeros(2, dtype=np.float32), singular)
+    assert (found.mean.dtype, found.factor.dtype) == (np.float64, np.float64)
+    np.testing.assert_allclose(found.factor.T @ found.factor, singular, atol=1e-12)
 
 
 # kernel distance
@@ -253,6 +259,47 @@ def test_the_kernel_distance_is_its_definition(seed, n, m, dims):
     assert swapped == pytest.approx((value, error), rel=1e-9, abs=1e-10)
     axes = rotation(seed, dims)
     assert kernel_distance(a @ axes, b @ axes) == pytest.approx((value, error), rel=1e-7, abs=1e-9)
+
+
+def centred(kernel):
+    """Without the means of rows and columns; of a matrix with no diagonal, as Székely and Rizzo."""
+    own = kernel.shape[0] == kernel.shape[1] and not np.diag(kernel).any()
+    n, m = (size - 2 * own for size in kernel.shape)
+    rows, columns = kernel.sum(axis=1, keepdims=True) / m, kernel.sum(axis=0, keepdims=True) / n
+    whole = kernel.sum() / ((n + own) * m)
+    return (kernel - rows - columns + whole) * (1.0 - own * np.eye(*kernel.shape))
+
+
+@given(seeds(), st.integers(4, 9), st.integers(4, 9), st.floats(0.0, 1.0))
+def test_the_standard_error_is_the_jackknife_less_what_that_counts_twice(seed, n, m, shift):
+    a, b = 0.2 * normals(seed, n, 3), 0.2 * normals(seed + 1, m, 3) + shift
+    aa, bb = (cubic(x, x) * (1.0 - np.eye(len(x))) for x in (a, b))
+    ab = cubic(a, b)
+    first = sum(
+        4.0 * np.var(within.sum(axis=1) / (len(within) - 1) - between, ddof=1) / len(within)
+        for within, between in ((aa, ab.mean(axis=1)), (bb, ab.mean(axis=0)))
+    )
+    parts = [np.sum(centred(kernel) ** 2) for kernel in (aa, bb, ab)]
+    second = 2.0 * parts[0] / (n * (n - 3)) / (n * (n - 1))
+    second += 2.0 * parts[1] / (m * (m - 3)) / (m * (m - 1))
+    second += 4.0 * parts[2] / ((n - 1) * (m - 1)) / (n * m)
+    want = np.sqrt(max(first - second, 0.5 * second))
+    assert kernel_distance(a, b)[1] == pytest.approx(want, rel=1e-6, abs=1e-12)
+
+
+@share_of_the_examples(10)
+@given(seeds())
+def test_the_second_order_of_the_variance_is_unbiased_exactly(seed):
+    """Σ Ã²/(n(n-3)) over all samples of 4 from a law on three points, against its definition."""
+    p, points = np.asarray([0.2, 0.3, 0.5]), normals(seed, 3, 2)
+    kernel = cubic(points, points)
+    towards = kernel @ p
+    rest = kernel - towards - towards[:, None] + p @ towards
+    mean = 0.0
+    for drawn in map(np.asarray, product([0, 1, 2], repeat=4)):
+        sampled = kernel[drawn][:, drawn] * (1.0 - np.eye(4))
+        mean += np.prod(p[drawn]) * np.sum(centred(sampled) ** 2) / 4.0
+    assert mean == pytest.approx(p @ rest**2 @ p, rel=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 3, 4])
@@ -400,6 +447,8 @@ def test_the_smallest_samples_there_may_be():
     with pytest.raises(ValueError, match="N ≥ 4"):
         kernel_distance(a[:3], a)
     frechet_distance(a[:2], a[2:])
+    with pytest.raises(ValueError, match="N ≥ 2"):
+        sample_moments(a[:1])
     stream = Stream(0, NUMPY)
     assert sliced_wasserstein(a[:1], a[:1] + 1.0, stream) > 0.0
     with pytest.raises(ValueError, match="N ≥ 1"):
