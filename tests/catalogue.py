@@ -36,7 +36,7 @@ from scratchgen.nets.convnet import (
     dcgan_discriminator,
     dcgan_generator,
 )
-from scratchgen.nets.mlp import mlp
+from scratchgen.nets.mlp import TimedMlp, mlp
 from scratchgen.nets.time import RandomFourier, Raw, Sinusoidal, time_embedding
 from scratchgen.nets.unet import ResBlock, Stage, UNet
 
@@ -178,6 +178,13 @@ LAYERS = [
 
 NETS = [
     Case("mlp", lambda: mlp([4, 6, 3]), ((3, 4),), tangent=True),
+    Case("TimedMlp", lambda: TimedMlp([3, 6, 2], 4), ((5, 3), (5,))),
+    Case(
+        "TimedMlp, dropout",
+        lambda: TimedMlp([3, 6, 6, 2], 4, RandomFourier(6), dropout=0.3),
+        ((5, 3), (5,)),
+        stream=True,
+    ),
     Case("Raw", Raw, ((5,),)),
     Case("Sinusoidal", partial(Sinusoidal, 8), ((5,),)),
     Case("RandomFourier", partial(RandomFourier, 8), ((5,),)),

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +21,9 @@ from scratchgen.app import commands, reproduce
 from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
+from scratchgen.app.schedule_report import print_schedule
 from scratchgen.core.arrays import BackendUnavailable
+from scratchgen.core.optional import MissingPackage
 from scratchgen.core.version import __version__
 from scratchgen.training.fit import NotFinite
 
@@ -58,9 +60,11 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("run", type=Path, metavar="RUN", help="run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    sample.add_argument(
-        "--temperature", type=float, default=1.0, help="scale of the latent noise (default: 1)"
-    )
+    known: dict[str, Field] = {}
+    for recipe in RECIPES.values():
+        known |= {each.name: each for each in fields(recipe.sampling_type)}
+    for each in known.values():
+        _add_option(sample, each)
 
     evaluate = doors.add_parser("evaluate", help="measure a trained run in nats and bits")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -71,10 +75,10 @@ def parser() -> argparse.ArgumentParser:
         help="part of the data set (default: test)",
     )
     evaluate.add_argument(
-        "--samples",
+        "--draws",
         type=int,
-        default=commands.IMPORTANCE_SAMPLES,
-        help=f"latent samples per example (default: {commands.IMPORTANCE_SAMPLES})",
+        metavar="K",
+        help="of noise per example: codes of a vae, times of a diffusion (default: the model's)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -82,6 +86,16 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
+    info.add_argument(
+        "--schedule",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="what a noise schedule does: RUN's own, or linear or cosine",
+    )
+    info.add_argument(
+        "--timesteps", type=int, default=1000, help="T of a schedule by name (default: 1000)"
+    )
     info.add_argument("--reading", action="store_true", help="the source files to read, in order")
 
     again = doors.add_parser("reproduce", help="remake a published result and compare")
@@ -115,14 +129,20 @@ def _add_training(train: argparse.ArgumentParser) -> None:
     models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
     for name, recipe in RECIPES.items():
         model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
-        for option in fields(recipe.config_type):
-            flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"]
-            if option.type is bool:
-                model.add_argument(flag, action="store_true", help=text)
-                continue
-            text += f" (default: {option.default})"
-            choices = option.metadata["choices"]
-            model.add_argument(flag, type=option.type, choices=choices, help=text)
+        for each in fields(recipe.config_type):
+            _add_option(model, each)
+
+
+def _add_option(door: argparse.ArgumentParser, each: Field) -> None:
+    """A dataclass field as a flag, which is absent from the result where it is not given."""
+    flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
+    if each.type is bool:
+        door.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        return
+    if each.default not in (0, ""):  # which stand for a choice that the help explains
+        text += f" (default: {each.default})"
+    choices = each.metadata["choices"]
+    door.add_argument(flag, type=each.type, choices=choices, default=argparse.SUPPRESS, help=text)
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -165,10 +185,15 @@ def _run(given: argparse.Namespace) -> int:
     elif given.command == "train":
         _train(given)
     elif given.command == "sample":
-        print(commands.sample(given.run, given.n, given.seed, given.temperature))
+        asked = {"command", "run", "n", "seed", "blas_threads"}
+        options = {name: value for name, value in vars(given).items() if name not in asked}
+        print(commands.sample(given.run, given.n, given.seed, options))
     elif given.command == "evaluate":
-        result = commands.evaluate(given.run, given.part, given.samples)
+        result = commands.evaluate(given.run, given.part, given.draws)
         _print(given.json, result, commands.print_evaluation)
+    elif given.command == "info" and given.schedule is not None:
+        report = commands.schedule(given.run, given.schedule, given.timesteps)
+        _print(given.json, report, print_schedule)
     elif given.command == "info":
         found = commands.info(given.run, given.reading, given.net)
         _print(given.json, found, print_dissection if given.net else commands.print_info)
@@ -195,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # overflow is looked for in results, where it can be named, not in every operation
         with threadpool_limits(given.blas_threads, "blas"), np.errstate(all="ignore"):
             return _run(given)
-    except BackendUnavailable as error:
+    except (BackendUnavailable, MissingPackage) as error:
         return _complain(error, 4)
     except NotFinite as error:
         return _complain(error, 3)

@@ -2,20 +2,22 @@
 
 import sys
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scratchgen.app import plots, runs
 from scratchgen.app.dissect import dissect
 from scratchgen.app.recipes import RECIPES, Recipe
-from scratchgen.app.recipes.base import config_to_json
+from scratchgen.app.recipes.base import Sampled, config_to_json
 from scratchgen.app.recipes.config import Config
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
+from scratchgen.app.schedule_report import named_schedule, schedule_of
 from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
 
-IMPORTANCE_SAMPLES = 256
 LONG = 10**8  # decoded numbers from which an evaluation takes minutes rather than seconds
 
 
@@ -43,7 +45,7 @@ def train(
     """Train from scratch into a new run folder, and return it."""
     config = recipe.config
     last = _last_step(config, stop_at)
-    folder = runs.new_run(out, f"{recipe.name}-{config.data}-s{config.seed}")
+    folder = runs.new_run(out, f"{recipe.name}-{Path(config.data).stem}-s{config.seed}")
     runs.write_json(folder / "config.json", config_to_json(recipe))
     runs.write_json(folder / "environment.json", runs.environment(recipe.born))
     return _train(recipe, folder, last, quiet)
@@ -126,73 +128,129 @@ def load_run(folder: Path) -> Recipe:
     return recipe
 
 
-def sample(folder: Path, n: int, seed: int = 0, temperature: float = 1.0) -> Path:
-    """Draw n images, write samples.npz and figures/samples.png, return the latter.
+def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Path:
+    """Draw n samples, write samples.npz and figures/samples.png, return the latter.
+
+    Args:
+        folder: the run.
+        n: how many.
+        seed: random seed.
+        given: options of the run's model, by name.
 
     Raises:
-        ValueError: a number is outside its range, or the model cannot generate.
-        NotFinite: the images are not finite.
+        ValueError: a number is outside its range, the model has no such option or cannot generate.
+        NotFinite: the samples are not finite.
     """
     if n < 1:
         raise ValueError(f"-n must be at least 1, got {n}")
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    if not 0.0 <= temperature < float("inf"):
-        raise ValueError(f"--temperature must be finite and not negative, got {temperature}")
-    images = load_run(folder).sample(n, seed, temperature)
-    if not np.isfinite(images).all():
-        raise NotFinite(f"temperature {temperature:g} gives images that are not finite")
+    recipe, given = load_run(folder), given or {}
+    odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
+    if odd:
+        raise ValueError(f"--{odd[0].replace('_', '-')} is not an option of a {recipe.name}")
+    options = recipe.sampling_type(**given)
+    drawn = recipe.sample(n, seed, options)
+    if not np.isfinite(drawn.x).all():
+        raise NotFinite("samples are not finite; try a lower temperature, or more steps")
+    arrays: dict[str, Any] = {"x": drawn.x, "seed": seed, **asdict(options)}
+    if drawn.path:
+        arrays["path"] = np.stack(drawn.path)
     with checkpoint.whole_file(folder / "samples.npz") as file:
-        np.savez_compressed(file, x=images, seed=seed, temperature=temperature)
-    figure = folder / "figures" / "samples.png"
-    shown = images[: plots.MOST_TILES]
+        np.savez_compressed(file, **arrays)
+    named = {name.replace("_", " "): value for name, value in given.items() if value is not True}
+    said = [f"seed {seed}", *(f"{name} {value}" for name, value in named.items())]
+    return _show_samples(recipe, folder, drawn, ", ".join(said))
+
+
+def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Path:
+    """figures/samples.png, and the way to them where it was kept."""
+    figures, n = folder / "figures", len(drawn.x)
+    shown = drawn.x[: plots.MOST_TILES]
     which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
-    plots.image_grid(
-        figure, shown, f"{which} (decoder means), seed {seed}, temperature {temperature:g}"
-    )
-    return figure
+    if drawn.x.ndim == 2:
+        known = recipe.part("test").x[:n]
+        plots.point_cloud(figures / "samples.png", drawn.x, f"{recipe.name}, {said}", known)
+    else:
+        title = f"{which} ({recipe.shows}), {said}"
+        plots.image_grid(figures / "samples.png", shown, title)
+    if drawn.path:
+        some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
+        ends = len(some) - 1
+        labels = ["noise", *[""] * (ends - 1), "sample"]
+        plots.strip(figures / "trajectory.png", some, labels, f"from noise to samples, {said}")
+        tiles = [frame[: plots.MOST_TILES] for frame in drawn.path]
+        plots.moving_picture(figures / "trajectory.gif", tiles, round(len(tiles[0]) ** 0.5))
+    return figures / "samples.png"
 
 
-def evaluate(folder: Path, part: str = "test", samples: int = IMPORTANCE_SAMPLES) -> dict:
-    """Measures of a trained run on one part of its data, and figures/reconstructions_PART.png.
+def evaluate(folder: Path, part: str = "test", draws: int | None = None) -> dict:
+    """Measures of a trained run on one part of its data, with their figures and tables.
+
+    Args:
+        folder: the run.
+        part: of its data.
+        draws: of noise for each example; the model's own number unless given.
 
     Raises:
         ValueError: a number is outside its range, or the run was trained on that part.
         NotFinite: a measure is not finite.
     """
-    if samples < 1:
-        raise ValueError(f"--samples must be at least 1, got {samples}")
+    if draws is not None and draws < 1:
+        raise ValueError(f"--draws must be at least 1, got {draws}")
     recipe = load_run(folder)
+    draws = recipe.draws if draws is None else draws
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
     data = recipe.part(part)
-    if len(data) * recipe.dims * samples > LONG:
-        say(f"{len(data)} examples × {samples} latent samples take long; --samples 8 takes fewer")
-    measures = recipe.evaluate(data, samples)
+    if len(data) * recipe.dims * draws > LONG:
+        say(f"{len(data)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
+    measures = recipe.evaluate(data, draws)
     odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
     if odd:
         raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")
     try:
-        recipe.reconstruction_figure(folder, part)
+        recipe.evaluation_files(folder, part, data, measures)
     except OSError as error:
-        say(f"note: the figure of reconstructions was not written: {error}")
+        say(f"note: the figures and tables were not all written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(data)}
     about |= {"dims": recipe.dims, "levels": data.levels}
     return {**about, **measures}
 
 
 def _numbers(value) -> list[float]:
+    """Every number in nested lists and dictionaries."""
     if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else [value]
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers(each)]
+    return [] if isinstance(value, str) else [value]
 
 
 def print_evaluation(result: dict) -> None:
     """The same for people."""
     about = f"{result['examples']} {result['part']} examples, {result['dims']} dimensions"
-    print(f"{about} of {result['levels']} levels")
+    print(about + (f" of {result['levels']} levels" if result["levels"] else ""))
     for line in RECIPES[result["model"]].report(result):
         print(line)
+
+
+def schedule(folder: Path | None, name: str, steps: int) -> dict:
+    """What a noise schedule does to the data: of a run, or of a name.
+
+    Args:
+        folder: a diffusion's run, with its learned schedule; None for a schedule by name.
+        name: "linear" or "cosine"; "" where a run is named.
+        steps: T of a schedule by name.
+
+    Raises:
+        ValueError: both are named, or the run is no diffusion.
+    """
+    if folder is None:
+        return named_schedule(name or "linear", steps)
+    if name:
+        raise ValueError("a run has its own schedule; name the run or the schedule, not both")
+    return schedule_of(load_run(folder))
 
 
 def info(folder: Path | None, reading: bool = False, net: bool = False) -> dict:

@@ -1,5 +1,6 @@
 """Figures. Matplotlib is imported when the first one is drawn."""
 
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
@@ -110,10 +111,131 @@ def latent_grid(
     _save(figure, path)
 
 
-def _figure(width: float, height: float):
+def over_time(
+    path: Path, t: np.ndarray, curves: dict[str, np.ndarray], x_label: str, unit: str, title: str
+) -> None:
+    """Curves over time or noise level, on a logarithmic scale.
+
+    Args:
+        path: the .png to write.
+        t: (n,), where the curves are known.
+        curves: label -> (n,) values; what is not positive has no place on the scale.
+        x_label: what t is.
+        unit: of the values.
+        title: above the picture.
+    """
+    figure, axes = _figure(7.0, 4.2)
+    for i, (label, values) in enumerate(curves.items()):
+        shown = np.where(values > 0.0, values, np.nan)
+        axes.plot(t, shown, color=COLOURS[i % len(COLOURS)], linewidth=1.2, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(unit)
+    axes.set_title(title, fontsize=10)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def point_cloud(
+    path: Path, points: np.ndarray, title: str, reference: np.ndarray | None = None
+) -> None:
+    """Points (N, 2) of the plane, beside as many of the data where there are some."""
+    clouds = [("samples", points), *([] if reference is None else [("data", reference)])]
+    figure, axes = _figure(4.2 * len(clouds), 4.6, len(clouds))
+    reach = 1.1 * float(max(np.abs(cloud).max() for _, cloud in clouds))
+    for i, (name, cloud) in enumerate(clouds):
+        _scatter(axes[i], cloud, reach, f"{name}, N = {len(cloud)}")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[str], title: str) -> None:
+    """What samples look like on their way: one column a moment, or one panel for points.
+
+    Args:
+        path: the .png to write.
+        frames: of images (n, H, W, C), or of points (n, 2), first to last.
+        labels: one for each frame.
+        title: above the picture.
+    """
+    if frames[0].ndim == 2:
+        figure, axes = _figure(1.7 * len(frames), 2.3, len(frames))
+        reach = 1.1 * max(float(np.quantile(np.abs(frame), 0.999)) for frame in frames)
+        for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+            _scatter(axes[i], frame, reach, label)
+        figure.suptitle(title, fontsize=10)
+        _save(figure, path)
+        return
+    rows, columns = len(frames[0]), len(frames)
+    images = np.stack(frames, axis=1).reshape(-1, *frames[0].shape[1:])
+    figure, axes = _figure(max(0.6 * columns + 0.4, 5.5), 0.6 * rows + 1.0)
+    _show(axes, _tiles(images, columns))
+    width = images.shape[2] + 1
+    axes.set_xticks([width * (i + 0.5) for i in range(columns)], labels, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def moving_picture(path: Path, frames: Sequence[np.ndarray], columns: int) -> None:
+    """An animated GIF: a grid of images, or a cloud of points, at one moment after another.
+
+    Args:
+        path: the .gif to write.
+        frames: of images (n, H, W, C), or of points (n, 2), first to last.
+        columns: of the grid.
+    """
+    from PIL import Image
+
+    reach = 1.1 * max(float(np.quantile(np.abs(frame), 0.999)) for frame in frames)
+    pictures = []
+    for frame in frames:
+        if frame.ndim == 2:
+            shown = _density_of(frame, reach)
+        else:
+            shown = 0.5 + 0.5 * np.nan_to_num(np.clip(_tiles(frame, columns), -1.0, 1.0), nan=-1.0)
+            shown = 1.0 - shown if shown.shape[2] == 1 else shown
+        light = np.rint(255.0 * shown).astype(np.uint8)
+        picture = Image.fromarray(light[..., 0] if light.shape[2] == 1 else light)
+        scale = max(1, 320 // max(picture.size))
+        pictures.append(
+            picture.resize([scale * side for side in picture.size], Image.Resampling.NEAREST)
+        )
+    with whole_file(path) as file:
+        pictures[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=[150] * (len(pictures) - 1) + [1500],
+            loop=0,
+        )
+
+
+def _density_of(points: np.ndarray, reach: float, side: int = 160) -> np.ndarray:
+    """How many points (n, 2) lie in each cell of a square, dark on light: (side, side, 1)."""
+    edges = np.linspace(-reach, reach, side + 1)
+    counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], [edges, edges])
+    return 1.0 - np.minimum(1.0, counts[::-1, :, None] / 3.0)
+
+
+def _scatter(axes, points: np.ndarray, reach: float, title: str) -> None:
+    axes.scatter(points[:, 0], points[:, 1], s=2.0, color=COLOURS[0], alpha=0.4, linewidths=0)
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=7)
+    axes.set_title(title, fontsize=8)
+
+
+def _figure(width: float, height: float, panels: int = 0):
+    """A figure, and its axes: one, or as many beside each other as there are panels."""
     from matplotlib.figure import Figure  # half a second to import
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    if panels:
+        return figure, figure.subplots(1, panels, squeeze=False)[0]
     return figure, figure.add_subplot()
 
 

@@ -8,14 +8,13 @@ figures/*.png      pictures
 samples.npz        the last samples drawn
 """
 
-import csv
 import json
 import platform
 from importlib import metadata
-from io import StringIO
 from pathlib import Path
 
 from scratchgen.app.recipes import Recipe, recipe_from_json
+from scratchgen.app.tables import write_table
 from scratchgen.core import twins
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend
 from scratchgen.core.version import __version__
@@ -69,16 +68,10 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
     history = recipe.fit.history
     count = len(history.get("step", []))
     rows = [{name: values[i] for name, values in history.items()} for i in range(count)]
-    if not rows:
-        return
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    for i, row in enumerate(rows):
-        columns = recipe.columns(row)
-        if i == 0:
-            table.writerow(["step", *columns])
-        table.writerow([int(row["step"]), *(repr(float(v)) for v in columns.values())])
-    write_text(path, text.getvalue())
+    if rows:
+        columns = [recipe.columns(row) for row in rows]
+        lines = ([int(r["step"]), *c.values()] for r, c in zip(rows, columns, strict=True))
+        write_table(path, ["step", *columns[0]], lines)
 
 
 def read_recipe(run: Path) -> Recipe:

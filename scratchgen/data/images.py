@@ -24,6 +24,11 @@ class Images:
     factors: dict[str, np.ndarray] | None = None
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C), of one image."""
+        return self.codes.shape[1:]
+
+    @property
     def x(self) -> np.ndarray:
         """(N, H, W, C) float64 in (-1, 1): the centre (2k + 1)/K - 1 of each pixel's bin."""
         centres = level_centres(np.arange(self.levels, dtype=np.float64), self.levels)

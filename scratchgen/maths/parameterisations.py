@@ -15,7 +15,8 @@ and `KWay` gives one logit for each of K levels of a pixel.
 from abc import ABC, abstractmethod
 
 from scratchgen.core.arrays import namespace
-from scratchgen.core.numerics import level_centres, logsumexp
+from scratchgen.core.numerics import level_centres, level_codes, logsumexp
+from scratchgen.maths.distributions import categorical_nll
 from scratchgen.maths.forward_process import kernel, posterior, shaped, signal_and_noise
 
 
@@ -242,6 +243,24 @@ class KWay(Parameterisation):
         gap = (x_t / noise)[..., None] - (signal / noise)[..., None] * self._centres(x_t.dtype, now)
         joint = xp.reshape(logits, gap.shape) - 0.5 * gap * gap
         return joint - logsumexp(joint)[..., None]
+
+    def nll(self, x, logits, x_t, now):
+        """-log p_k at the level k of x: what the net says of x_0 once it has seen x_t.
+
+        Args:
+            x, x_t: (N, ..., C); x on the centres of K bins of [-1, 1].
+            logits: (N, ..., C·K).
+            now: (N,).
+
+        Returns:
+            nll: (N, ..., C), nats.
+            pullback: d_nll -> d_logits.
+
+        Source: DDPM-8, DDPM-14
+        """
+        log_p = self.log_probabilities(logits, x_t, now)
+        nll, nll_pullback = categorical_nll(level_codes(x, self.levels), log_p)
+        return nll, lambda d_nll: namespace(d_nll).reshape(nll_pullback(d_nll), logits.shape)
 
     def clean(self, output, x_t, now, before):
         """x̂₀ = Σ_k p_k x_k, and its pullback: d -> (d_output, d_x_t).

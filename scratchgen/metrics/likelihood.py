@@ -9,14 +9,13 @@ from scratchgen.core.arrays import example_sum, namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
 
-BATCH = 64  # examples at once, of small images
-NUMBERS = 64 * BATCH  # in the examples that are looked at together, where one has no more
+NUMBERS = 64 * 64  # in the examples that are looked at together, where one has no more
 CHUNK = 32  # latent samples at once
 
 
 def at_once(shape: tuple[int, ...]) -> int:
     """How many examples of a shape to evaluate together, so that memory stays bounded."""
-    return max(1, min(BATCH, NUMBERS // prod(shape)))
+    return max(1, NUMBERS // prod(shape))
 
 
 def in_batches(f: Callable, x, count: int) -> np.ndarray:
@@ -65,6 +64,123 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
         for name, values in found.items():
             parts.setdefault(name, []).append(to_host(values).astype(np.float64))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def spread_times(n: int, draws: int, first: int, count: int, shift: float) -> np.ndarray:
+    """Times in [0, 1) for examples first..first+count-1 of n: one in each of `draws` equal parts.
+
+    Every example visits every part once, and in each part the n examples are spread evenly. So the
+    sum over an example's times and a curve over time are both as sure as so many draws can be.
+
+    Args:
+        n: the number of examples in all.
+        draws: of each example.
+        first, count: which examples.
+        shift: a uniform number in [0, 1), which makes each time uniform in its part.
+
+    Returns:
+        (draws, count).
+
+    Source: [Kingma 2021]
+    """
+    i = np.arange(first, first + count)
+    place = (shift + i / n) % 1.0
+    return (np.arange(draws)[:, None] + place) / draws
+
+
+def vdm_bounds(vdm, x, stream: Stream, draws: int) -> dict[str, np.ndarray]:
+    """Every example's terms of -ELBO under a VDM in continuous time, and their course over time.
+
+    Args:
+        vdm: a models.vdm.Vdm.
+        x: (N, ...), data on the model's backend.
+        stream: draws the noise; that of an example depends on its index only.
+        draws: times per example, and of the noise in every term.
+
+    Returns:
+        Host arrays: "prior", "diffusion", "reconstruction", each (N,), nats, whose sum is -ELBO;
+        "time" and "over_time", each (draws,): the mean diffusion term in each part of [0, 1], nats.
+
+    Source: VDM-9, [Kingma 2021]
+    """
+    parts: dict[str, list[np.ndarray]] = {"prior": [], "diffusion": [], "reconstruction": []}
+    over_time, shift = np.zeros(draws), _shift(stream)
+    for start, some in _batches(x):
+        count, draw, found = some.shape[0], stream.from_row(start), []
+        times = spread_times(x.shape[0], draws, start, count, shift)
+        for j, row in enumerate(times):
+            t = stream.backend.asarray(row)
+            eps, eps0 = (draw.at(name, j).normal(some.shape) for name in ("eps", "eps0"))
+            found.append([to_host(v).astype(np.float64) for v in vdm.loss(some, t, eps, eps0)[0]])
+        terms = np.asarray(found)
+        for values, term in zip(parts.values(), terms.mean(axis=0), strict=True):
+            values.append(term)
+        over_time += terms[:, 1].sum(axis=1) / x.shape[0]
+    time = (np.arange(draws) + 0.5) / draws
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    return {**whole, "time": time, "over_time": over_time}
+
+
+def ddpm_bounds(ddpm, x, stream: Stream, draws: int, variances: dict) -> dict:
+    """Every example's bound under a DDPM with each of several reverse variances, term by term.
+
+    L_T and L_0 are evaluated for every example, the terms between at `draws` of their T-1 steps,
+    one in each of as many equal parts; with draws ≥ T-1, at all of them.
+
+    Args:
+        ddpm: a models.ddpm.Ddpm.
+        x: (N, ...), data on the model's backend.
+        stream: draws the noise; that of an example depends on its index only.
+        draws: steps per example.
+        variances: name -> one of maths/reverse_variance.py; the net's outputs are shared.
+
+    Returns:
+        "prior" (N,), nats; for each name "reconstruction/NAME" and "transitions/NAME" (N,), nats,
+        so that prior + reconstruction + transitions is -ELBO; and the course over t, arrays (T+1,)
+        whose entry 0 is not used: "count", how many examples were looked at, "simple", the mean of
+        ‖ε - ε̂‖², "error", that of ‖x_0 - x̂₀‖², and "term/NAME", that of L_{t-1}, nats.
+
+    Source: DDPM-8, DDPM-9
+    """
+    last, n = ddpm.schedule.steps, x.shape[0]
+    draws, shift = min(draws, last - 1), _shift(stream)
+    course = {name: np.zeros(last + 1) for name in ("count", "simple", "error")}
+    course |= {f"term/{name}": np.zeros(last + 1) for name in variances}
+    parts: dict[str, list[np.ndarray]] = {}
+
+    def look(some, steps: np.ndarray, draw: Stream) -> dict[str, np.ndarray]:
+        """The terms at those steps, on the host; notes their course."""
+        eps, t = draw.normal(some.shape), stream.backend.indices(steps)
+        x_t, output, simple, error = ddpm.look(some, t, eps)
+        found = {"simple": simple, "error": error}
+        for name, variance in variances.items():
+            found[f"term/{name}"] = ddpm.bound_term(some, x_t, t, output, variance)[0]
+        hosted = {name: to_host(v).astype(np.float64) for name, v in found.items()}
+        np.add.at(course["count"], steps, 1.0)
+        for name, values in hosted.items():
+            np.add.at(course[name], steps, values)
+        return hosted
+
+    for start, some in _batches(x):
+        count, draw = some.shape[0], stream.from_row(start)
+        found = {"prior": to_host(ddpm.prior(some)).astype(np.float64)}
+        first = look(some, np.ones(count, dtype=np.int64), draw.at("first"))
+        times = spread_times(n, draws, start, count, shift)
+        steps = 2 + np.floor(times * (last - 1)).astype(np.int64)
+        looks = [look(some, row, draw.at("later", j)) for j, row in enumerate(steps)]
+        for name in variances:
+            found[f"reconstruction/{name}"] = first[f"term/{name}"]
+            between = sum((one[f"term/{name}"] for one in looks), np.zeros(count))
+            found[f"transitions/{name}"] = between * ((last - 1) / max(draws, 1))
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    seen = np.maximum(course["count"], 1.0)
+    means = {k: v / seen if k != "count" else v for k, v in course.items()}
+    return {name: np.concatenate(values) for name, values in parts.items()} | means
+
+
+def _shift(stream: Stream) -> float:
+    return float(to_host(stream.at("shift").uniform((1,)))[0])
 
 
 def _batches(x) -> Iterator:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from scratchgen.core.arrays import namespace
+from scratchgen.core.module import Module
 from scratchgen.layers.activations import silu
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.dropout import Dropout
+from scratchgen.nets.time import Sinusoidal, time_embedding
 
 
 def mlp(
@@ -33,3 +36,41 @@ def mlp(
             layers += [activation] + ([Dropout(dropout)] if dropout else [])
         layers.append(Linear(n_in, n_out, reads_data=reads_data and i == 0))
     return Sequential(*layers)
+
+
+class TimedMlp(Module):
+    """An MLP that hears of the time: y = mlp([x, SiLU(e(t))]).
+
+    Args:
+        sizes: of x, of each hidden layer, of y; at least two.
+        dims: the size of the embedding e.
+        time: features of time (nets/time.py); unless given, sinusoidal ones for steps t = 1..T.
+        activation, dropout: as for `mlp`.
+
+    Raises:
+        ValueError: fewer than two sizes; calling it, times that do not fit x.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], dims: int, time=None, activation=silu, dropout: float = 0.0
+    ):
+        self.draws = dropout > 0.0
+        self.time = Sequential(time_embedding(time or Sinusoidal(dims), dims), silu)
+        self.body = mlp([sizes[0] + dims, *sizes[1:]], activation, dropout)
+
+    def __call__(self, x, t, stream=None):
+        """x (N, D), t (N,) -> y (N, sizes[-1]), pullback: dy -> (dx, dt)."""
+        if t.shape != x.shape[:1] or t.dtype != x.dtype:
+            raise ValueError(
+                f"this net takes one time for each row, {x.shape[:1]} of {x.dtype}; "
+                f"got {t.shape} of {t.dtype}"
+            )
+        e, time_pullback = self.run("time", self.time, t)
+        both = namespace(e).concat([x, e], axis=-1)
+        y, body_pullback = self.run("body", self.body, both, stream=stream)
+
+        def pullback(dy):
+            d_both = body_pullback(dy)
+            return d_both[:, : x.shape[1]], time_pullback(d_both[:, x.shape[1] :])
+
+        return y, pullback

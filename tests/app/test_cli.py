@@ -108,7 +108,7 @@ def test_progress_says_where_and_how_far(tmp_path):
 
 
 def test_evaluate_prints_numbers_that_add_up(run, capsys):
-    assert main(["evaluate", str(run), "--json", "--samples", "16"]) == 0
+    assert main(["evaluate", str(run), "--json", "--draws", "16"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["examples"] == 360
     assert -found["elbo_nats"] == pytest.approx(found["reconstruction_nats"] + found["kl_nats"])
@@ -118,7 +118,7 @@ def test_evaluate_prints_numbers_that_add_up(run, capsys):
     assert 0 <= found["active_units"] <= 3
     assert sum(found["kl_per_dimension_nats"]) == pytest.approx(found["kl_nats"], rel=1e-5)
     assert (run / "figures" / "reconstructions_test.png").is_file()
-    assert main(["evaluate", str(run), "--samples", "16"]) == 0
+    assert main(["evaluate", str(run), "--draws", "16"]) == 0
     table = capsys.readouterr().out
     assert f"{found['bits_per_dim']:.3f}" in table
     assert "nats/example" in table
@@ -129,7 +129,7 @@ def test_a_collapsed_posterior_is_called_that(tmp_path, capsys):
     folder = tmp_path / "collapsed"
     options = ["--steps", "60", *SMALL, "--beta", "1000", "--ema", "0.5", "--quiet"]
     assert main(["train", "vae", *options, "--out", str(folder)]) == 0
-    assert main(["evaluate", str(folder), "--samples", "2"]) == 0
+    assert main(["evaluate", str(folder), "--draws", "2"]) == 0
     said = capsys.readouterr()
     assert "active latent dimensions: 0 of 3" in said.out
     assert "the posterior has collapsed" in said.out
@@ -181,7 +181,10 @@ def test_info_tells_versions_and_runs(run, capsys):
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--seed", "many"], "invalid int value"),
         (["--batch-size", "1438"], "at most the 1437 training examples, got 1438"),
-        (["--data", "mnist"], "argument --data: invalid choice: 'mnist'"),
+        (
+            ["--data", "mnist"],
+            "--data must be digits, shapes, .* or a path that exists; got 'mnist'",
+        ),
         (["--dtype", "float16"], "invalid choice"),
         (["--stop-at", "0"], "--stop-at must lie between 1 and 3000"),
         (["--stop-at", "3001"], "--stop-at must lie between 1 and 3000"),
@@ -213,7 +216,7 @@ def test_other_refusals(run, tmp_path, capsys):
     assert "was started with seed 5, not 6" in complaint
     assert "-n must be at least 1" in refused(capsys, "sample", run, "-n", 0)
     assert "--temperature" in refused(capsys, "sample", run, "--temperature", "-1")
-    assert "--samples" in refused(capsys, "evaluate", run, "--samples", 0)
+    assert "--draws" in refused(capsys, "evaluate", run, "--draws", 0)
     assert "--hold-out" in refused(capsys, "evaluate", run, "--part", "validation")
 
 
@@ -333,7 +336,7 @@ def test_a_held_out_part_can_be_measured(tmp_path, capsys):
     out = tmp_path / "held"
     flags = ["--hold-out", "--likelihood", "categorical", "--steps", "5", *SMALL, "--quiet"]
     assert main(["train", "vae", *flags, "--out", str(out)]) == 0
-    assert main(["evaluate", str(out), "--part", "validation", "--samples", "2", "--json"]) == 0
+    assert main(["evaluate", str(out), "--part", "validation", "--draws", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["examples"] == 137
 
 

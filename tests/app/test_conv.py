@@ -8,6 +8,7 @@ import pytest
 from scratchgen.app.cli import main
 from scratchgen.app.recipes import AutoencoderRecipe, VaeRecipe
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
+from scratchgen.app.recipes.base import Sampling
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.data.shapes import SIZES, load_shapes
 from scratchgen.layers.dropout import Dropout
@@ -34,13 +35,13 @@ def test_vaes_train_and_are_measured_and_sampled(size, colour):
     assert recipe.shape == (size, size, 3 if colour else 1)
     part = recipe.part("test").take(slice(6))
     np.testing.assert_array_equal(part.codes, load_shapes("test", size, colour).codes[:6])
-    found = recipe.evaluate(part, samples=2)
+    found = recipe.evaluate(part, draws=2)
     assert found["importance_weighted_bits_per_dim"] < found["bits_per_dim"]
     (reconstruction, kl), _ = recipe.model.loss(recipe.examples(part), np.zeros((1, 6, 3)))
     assert found["kl_nats"] == pytest.approx(float(kl.mean()), rel=1e-4)
     at_the_mean = float(reconstruction.mean())  # two steps leave z of little weight
     assert found["reconstruction_nats"] == pytest.approx(at_the_mean, rel=0.2)
-    few, more = recipe.sample(1, 7, 1.0), recipe.sample(3, 7, 1.0)
+    few, more = recipe.sample(1, 7, Sampling(1.0)).x, recipe.sample(3, 7, Sampling(1.0)).x
     assert more.shape == (3, *recipe.shape)
     assert np.abs(more).max() <= 1.0
     np.testing.assert_array_equal(few, more[:1])
@@ -54,7 +55,7 @@ def test_autoencoders_train_and_are_measured(size, colour):
     part = recipe.part("test").take(slice(6))
     x = recipe.examples(part)
     assert x.shape == (6, *recipe.shape)
-    found = recipe.evaluate(part, samples=1)["squared_error_per_dim"]
+    found = recipe.evaluate(part, draws=1)["squared_error_per_dim"]
     assert found == pytest.approx(float(((recipe.reconstruct(x) - x) ** 2).mean()), rel=1e-4)
 
 
@@ -89,7 +90,7 @@ def test_principal_components_of_fewer_images_than_pixels():
     _, _, axes = np.linalg.svd(x - mean, full_matrices=False)
     part = recipe.part("test").take(slice(30))
     gap = part.x.reshape(30, 64) - mean
-    found = recipe.evaluate(part, samples=1)["baselines"]
+    found = recipe.evaluate(part, draws=1)["baselines"]
     rest = gap - gap @ axes[:3].T @ axes[:3]
     assert found["3 principal components"] == pytest.approx(np.mean(rest**2))
     assert found["mean image"] == pytest.approx(np.mean(gap**2))
@@ -129,7 +130,7 @@ def test_a_colour_run_goes_the_whole_way(runs, capsys):
     run, _ = runs
     config = json.loads((run / "config.json").read_text("utf-8"))
     assert (config["size"], config["colour"], config["net"]) == (16, True, "conv")
-    assert main(["evaluate", str(run), "--samples", "1", "--json"]) == 0
+    assert main(["evaluate", str(run), "--draws", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["examples"], found["dims"], found["levels"]) == (500, 768, 256)
     assert found["baselines"]["uniform"] == 8.0
@@ -146,7 +147,7 @@ def test_a_colour_run_goes_the_whole_way(runs, capsys):
     [
         (["--size", "16"], "digits are 8×8 pixels and grey; for 16×16 pixels add --data shapes"),
         (["--colour"], "for 8×8 pixels in colour add --data shapes"),
-        (["--size", "9"], "invalid choice: 9"),
+        (["--data", "shapes", "--size", "9"], "shapes have 8, 16, 32, 64 pixels a side, got 9"),
         (["--net", "conv", "--depth", "3"], "--depth is for fully connected nets"),
         (["--net", "conv", "--width", "12"], "--width must be a multiple of 8 for --net conv"),
         (["--width", "-1"], "--width must be at least 1, or 0 for the default, got -1"),

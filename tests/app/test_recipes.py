@@ -73,7 +73,7 @@ def test_the_default_linear_autoencoder_comes_within_one_percent_of_principal_co
     recipe = AutoencoderRecipe(AutoencoderConfig(net="linear", latent=8))
     recipe.fit.until(recipe.config.steps, quiet=True)
     with recipe.ema.applied():
-        found = recipe.evaluate(recipe.fitted, samples=1)
+        found = recipe.evaluate(recipe.fitted, draws=1)
     best = found["baselines"]["8 principal components"]
     assert best <= found["squared_error_per_dim"] <= 1.01 * best
 
@@ -95,7 +95,7 @@ def test_what_is_evaluated_is_the_average(trained, tmp_path):
 
 def test_evaluation_reports_what_the_bounds_are(trained):
     part = load_digits("test")
-    result = trained.evaluate(part, samples=4)
+    result = trained.evaluate(part, draws=4)
     stream = Stream(0, trained.born).at("evaluate")
     found = vae_bounds(trained.model, trained.examples(part), stream, latent=3, samples=4)
     per_dim = 64.0 * log(2.0)
@@ -132,7 +132,7 @@ def test_autoencoders_are_built_drawn_and_measured_as_they_say(tmp_path, monkeyp
         "squared_error_per_dim": pytest.approx(0.1),
     }
     part = load_digits("validation")
-    found = recipe.evaluate(part, samples=1)["baselines"]
+    found = recipe.evaluate(part, draws=1)["baselines"]
     train = load_digits("train").x.reshape(-1, 64)
     mean = train.mean(axis=0)
     _, _, axes = np.linalg.svd(train - mean, full_matrices=False)

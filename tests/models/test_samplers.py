@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from scratchgen.core.arrays import namespace
 from scratchgen.maths.forward_process import posterior, q_posterior
+from scratchgen.maths.gamma import level_from_gamma
 from scratchgen.maths.parameterisations import Epsilon, reverse_mean
-from scratchgen.maths.schedules import Schedule, level_from_gamma
+from scratchgen.maths.schedules import Schedule
 from scratchgen.maths.score import probability_flow_drift, reverse_step, score_from_eps
 from scratchgen.models import samplers as s
 from scratchgen.models.samplers import CLEAN, Prediction, Stop

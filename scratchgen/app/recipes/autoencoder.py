@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from scratchgen.app import plots
-from scratchgen.app.recipes.base import Recipe
-from scratchgen.app.recipes.config import CONV, Config, option
+from scratchgen.app.recipes.base import Sampled, Sampling
+from scratchgen.app.recipes.coded import CodedRecipe
+from scratchgen.app.recipes.config import CONV, CodedConfig, option
 from scratchgen.core.arrays import full_like
 from scratchgen.data.images import Images
 from scratchgen.layers.activations import sigmoid
@@ -19,7 +20,7 @@ from scratchgen.models.autoencoder import Autoencoder, principal_components
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig(Config):
+class AutoencoderConfig(CodedConfig):
     """The options of an autoencoder run.
 
     Raises:
@@ -36,12 +37,13 @@ class AutoencoderConfig(Config):
     learning_rate: float = option(0.02, "Adam's peak rate, after warm-up and before cosine decay")
 
 
-class AutoencoderRecipe(Recipe):
+class AutoencoderRecipe(CodedRecipe):
     """A configured autoencoder."""
 
     name, config_type = "autoencoder", AutoencoderConfig
     config: AutoencoderConfig
     model: Autoencoder
+    draws = 1
 
     def build(self) -> Autoencoder:
         """The nets in the order of their history: linear, linear + sigmoid, deep, convolutional."""
@@ -86,7 +88,7 @@ class AutoencoderRecipe(Recipe):
                 lines,
             )
 
-    def evaluate(self, part: Images, samples: int) -> dict:
+    def evaluate(self, part: Images, draws: int) -> dict:
         """The squared error per pixel, beside that of as many principal components."""
         squared_error = in_batches(
             lambda x: self.model.loss(x)[0][0], self.examples(part), self.at_once
@@ -116,7 +118,7 @@ class AutoencoderRecipe(Recipe):
         """x̂."""
         return self.model.reconstruct(x)
 
-    def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
+    def sample(self, n: int, seed: int, options: Sampling) -> Sampled:
         """There is nothing to draw a code from.
 
         Raises:

@@ -1,32 +1,45 @@
 """What every recipe has in common: data, nets, optimiser and the doors a command knocks at."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scratchgen.app import plots
-from scratchgen.app.recipes.config import CONV, Config
+from scratchgen.app.recipes.config import Config, option, require_not_negative
+from scratchgen.app.recipes.data import load
 from scratchgen.core.arrays import backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
-from scratchgen.data.digits import load_digits
-from scratchgen.data.images import Images
-from scratchgen.data.shapes import load_shapes
-from scratchgen.layers.combinators import Sequential
-from scratchgen.metrics.likelihood import at_once, in_batches
-from scratchgen.nets.convnet import conv_decoder, conv_encoder
-from scratchgen.nets.mlp import mlp
-from scratchgen.training.checkpoint import CheckpointError, load
+from scratchgen.metrics.likelihood import at_once
+from scratchgen.training import checkpoint
+from scratchgen.training.checkpoint import CheckpointError
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
 from scratchgen.training.optim import Adam, Ema, warmup_cosine
 
-LOADERS: dict[str, Callable[[str, Config], Images]] = {
-    "digits": lambda part, config: load_digits(part),
-    "shapes": lambda part, config: load_shapes(part, config.size, config.colour),
-}
+
+@dataclass(frozen=True)
+class Sampling:
+    """The options of `sample` that every model which generates has."""
+
+    temperature: float = option(1.0, "scale of the noise that sampling starts from")
+
+    def __post_init__(self):
+        require_not_negative(self, "temperature")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `Recipe.sample` drew.
+
+    Attributes:
+        x: (n, ...) host array, images (n, H, W, C) or points (n, D).
+        path: the same at some moments on the way, first to last; empty unless asked for.
+    """
+
+    x: np.ndarray
+    path: tuple[np.ndarray, ...] = ()
 
 
 class Recipe(ABC):
@@ -44,6 +57,9 @@ class Recipe(ABC):
 
     name: str
     config_type: type[Config]
+    sampling_type: type[Sampling] = Sampling
+    draws: int  # of noise for each example in an evaluation, unless told
+    shows = "decoder means"  # what the images of `sample` are
 
     def __init__(self, config: Config):
         self.config = config
@@ -55,7 +71,7 @@ class Recipe(ABC):
                 f"--batch-size must be at most the {len(self.fitted)} training examples, "
                 f"got {config.batch_size}"
             )
-        self.shape = self.fitted.codes.shape[1:]
+        self.shape = self.fitted.shape
         self.dims = int(np.prod(self.shape))
         self.at_once = at_once(self.shape)  # examples to evaluate together
         self.model = self.build()
@@ -95,8 +111,13 @@ class Recipe(ABC):
         """Pictures of the training run; nothing here may look at the test part."""
 
     @abstractmethod
-    def evaluate(self, part: Images, samples: int) -> dict:
-        """Measures on one part of the data, ready for JSON."""
+    def evaluate(self, part, draws: int) -> dict:
+        """Measures on examples (Images or Points), ready for JSON.
+
+        Args:
+            part: the examples.
+            draws: of noise for each of them.
+        """
 
     @staticmethod
     @abstractmethod
@@ -104,15 +125,22 @@ class Recipe(ABC):
         """What `evaluate` returned, as lines for people."""
 
     @abstractmethod
-    def reconstruct(self, x):
-        """x (N, ...), as `examples` gives it, through the model and back."""
+    def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
+        """Figures and tables of an evaluation.
+
+        Args:
+            folder: of the run.
+            name: of the part.
+            part: the examples.
+            result: what `evaluate` returned for them.
+        """
 
     @abstractmethod
-    def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
-        """n generated images (n, H, W, C); image i depends on the seed and on i only.
+    def sample(self, n: int, seed: int, options: Any) -> Sampled:
+        """n generated examples; example i depends on the seed, the options and on i only.
 
         Raises:
-            ValueError: the model cannot generate.
+            ValueError: the model cannot generate, or an option does not fit it.
         """
 
     def use_average(self, path: Path) -> None:
@@ -121,7 +149,7 @@ class Recipe(ABC):
         Raises:
             CheckpointError: it cannot be read, or belongs to another model.
         """
-        arrays, meta = load(path)
+        arrays, meta = checkpoint.load(path)
         self.check_configuration(meta, path)
         restore_parameters(self.params, arrays, meta, path)
         if "ema/average" not in arrays:
@@ -149,57 +177,32 @@ class Recipe(ABC):
                 f"{path} was trained with other options than config.json says: {', '.join(odd)}"
             )
 
-    def nets(self, encoded: int, numbers: int = 1) -> tuple[Sequential, Sequential]:
-        """The encoder and the decoder, convolutional or fully connected.
+    def part(self, name: str) -> Any:
+        """One part of the run's data set: Images, or Points."""
+        return load(self.config, name)
 
-        Args:
-            encoded: how many numbers the encoder gives for an example.
-            numbers: how many the decoder gives for each pixel and channel.
-        """
-        config, (height, width, channels) = self.config, self.shape
-        if config.net == CONV:
-            seen = (height, width, channels * numbers)
-            return (
-                conv_encoder(self.shape, encoded, config.width, config.dropout, reads_data=True),
-                conv_decoder(seen, config.latent, config.width, config.dropout),
-            )
-        hidden = [config.width] * config.depth
-        return (
-            mlp([self.dims, *hidden, encoded], dropout=config.dropout, reads_data=True),
-            mlp([config.latent, *hidden, self.dims * numbers], dropout=config.dropout),
-        )
-
-    def part(self, name: str) -> Images:
-        """One part of the run's data set."""
-        return LOADERS[self.config.data](name, self.config)
-
-    def examples(self, data: Images):
+    def examples(self, data):
         """The examples as the model reads them, on the run's backend.
 
         They are (N, H, W, C) for convolutional nets and (N, H·W·C) for fully connected ones.
         """
         x = data.x
-        return self.born.asarray(x if self.config.net == CONV else x.reshape(len(x), -1))
+        return self.born.asarray(x if self.config.spatial else x.reshape(len(x), -1))
 
     def images(self, x) -> np.ndarray:
-        """What the model gives for examples, as host images (N, H, W, C)."""
+        """What the model gives for examples, on the host and in their own shape (N, ...)."""
         return to_host(x).reshape(-1, *self.shape)
 
     def batch(self, step: int, rows: slice):
         """The chosen rows of a step's batch (n, ...), and the step's noise for those rows."""
-        indices = batch_indices(
-            self.stream.at("batches"), len(self.fitted), self.config.batch_size, step
-        )[rows]
-        x = self.born.xp.take(self._x, self.born.indices(indices), axis=0)
+        indices = self.born.indices(self.chosen(step, rows))
+        x = self.born.xp.take(self._x, indices, axis=0)
         return x, self.stream.at("train", step).from_row(rows.start)
 
-    def reconstruction_figure(self, folder: Path, part: str) -> None:
-        """figures/reconstructions_PART.png: sixteen images and what comes back."""
-        some = self.part(part).take(slice(16))
-        back = in_batches(self.reconstruct, self.examples(some), self.at_once)
-        path = folder / "figures" / f"reconstructions_{part}.png"
-        title = f"{part} {self.config.data} and their reconstructions"
-        plots.reconstructions(path, some.x, self.images(back), title)
+    def chosen(self, step: int, rows: slice) -> np.ndarray:
+        """Which examples those rows of a step's batch are."""
+        config, order = self.config, self.stream.at("batches")
+        return batch_indices(order, len(self.fitted), config.batch_size, step)[rows]
 
 
 def config_to_json(recipe: Recipe) -> dict:

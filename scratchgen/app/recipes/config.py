@@ -3,9 +3,8 @@
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from scratchgen.data.shapes import SIZES
+from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, require_known
 
-DATA = ("digits", "shapes")
 CONV = "conv"
 
 
@@ -22,16 +21,20 @@ class Config:
         ValueError: a value is outside its range.
     """
 
-    data: str = option("digits", "data set: handwritten digits or drawn shapes", DATA)
-    size: int = option(8, "pixels a side; digits have 8; 64 make conv nets 100 times slower", SIZES)
-    colour: bool = option(False, "shapes in red, green and blue instead of grey")
+    data: str = option("digits", f"data set: {KNOWN}, or the path of your own images")
+    size: int = option(
+        0,
+        "pixels a side; 0 takes 8 for digits and shapes, and for files their own; 64 make conv "
+        "nets 100 times slower than 8",
+    )
+    colour: bool = option(False, "three channels, red, green and blue, instead of grey")
+    crop: str = option("centre", "what is kept of a picture in a file, before it shrinks", CROPS)
     net: str = option("mlp", "fully connected (mlp) or convolutional (conv)", ("mlp", CONV))
     steps: int = option(3000, "training steps in all")
     batch_size: int = option(128, "examples per step")
     seed: int = option(0, "random seed of initial weights, batches and noise")
     backend: str = option("numpy", "array library", ("numpy", "cupy"))
     dtype: str = option("float32", "floating type", ("float32", "float64"))
-    latent: int = option(16, "size of the code z")
     width: int = option(
         0,
         "units per hidden layer, or channels at full resolution for conv; 0 takes 256, or 32",
@@ -52,22 +55,46 @@ class Config:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
         if self.width == 0:
-            object.__setattr__(self, "width", 32 if self.net == CONV else 256)
+            object.__setattr__(self, "width", self.default_width)
         if self.width < 0:
             raise ValueError(f"--width must be at least 1, or 0 for the default, got {self.width}")
-        for name in ("steps", "batch_size", "latent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "depth"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{_flag(name)} must be at least 0, got {getattr(self, name)}")
+        require_at_least(self, 1, "steps", "batch_size")
+        require_at_least(self, 0, "seed", "depth", "size")
         for name in ("dropout", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
         require_positive(self, "learning_rate")
-        if self.data == "digits" and (self.size != 8 or self.colour):
-            asked = f"{self.size}×{self.size} pixels{' in colour' if self.colour else ''}"
-            raise ValueError(f"the digits are 8×8 pixels and grey; for {asked} add --data shapes")
+        require_known(self)
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the nets see images as images, and not as rows of numbers."""
+        return self.net == CONV
+
+    @property
+    def default_width(self) -> int:
+        """What a width of 0 stands for."""
+        return 32 if self.net == CONV else 256
+
+
+@dataclass(frozen=True)
+class CodedConfig(Config):
+    """The options of a model that turns an image into a code and back.
+
+    Raises:
+        ValueError: a value is outside its range, or the data are no images.
+    """
+
+    latent: int = option(16, "size of the code z")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 1, "latent")
+        if self.data in PLANAR:
+            raise ValueError(
+                f"{self.data} are points in the plane, and this model is for images; "
+                "train ddpm or vdm on them"
+            )
         if self.net == CONV:
             self._check_conv()
 
@@ -96,6 +123,31 @@ def require_positive(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not 0.0 < value < float("inf"):
             raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
+
+
+def require_not_negative(options, *names: str) -> None:
+    """Refuse numbers that are negative or not finite.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for name in names:
+        if not 0.0 <= getattr(options, name) < float("inf"):
+            raise ValueError(
+                f"{_flag(name)} must be finite and not negative, got {getattr(options, name)}"
+            )
+
+
+def require_at_least(config: Config, least: int, *names: str) -> None:
+    """Refuse values that are smaller.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
 
 
 def _flag(name: str) -> str:

@@ -9,8 +9,9 @@ from statistics import NormalDist
 import numpy as np
 
 from scratchgen.app import plots
-from scratchgen.app.recipes.base import Recipe
-from scratchgen.app.recipes.config import Config, option, require_positive
+from scratchgen.app.recipes.base import Sampled, Sampling
+from scratchgen.app.recipes.coded import CodedRecipe
+from scratchgen.app.recipes.config import CodedConfig, option, require_positive
 from scratchgen.core.arrays import full_like
 from scratchgen.core.streams import Stream
 from scratchgen.data.images import Images
@@ -28,7 +29,7 @@ LIKELIHOODS: dict[str, Callable[[int], Levels]] = {
 
 
 @dataclass(frozen=True)
-class VaeConfig(Config):
+class VaeConfig(CodedConfig):
     """The options of a VAE run.
 
     Raises:
@@ -43,12 +44,13 @@ class VaeConfig(Config):
         require_positive(self, "beta")
 
 
-class VaeRecipe(Recipe):
+class VaeRecipe(CodedRecipe):
     """A configured VAE."""
 
     name, config_type = "vae", VaeConfig
     config: VaeConfig
     model: Vae
+    draws = 256
 
     def build(self) -> Vae:
         """An encoder to mean and log-variance, a decoder and a likelihood."""
@@ -103,10 +105,10 @@ class VaeRecipe(Recipe):
         with self.ema.applied():
             self._latent_grid(folder / "figures" / "latent_grid.png")
 
-    def evaluate(self, part: Images, samples: int) -> dict:
+    def evaluate(self, part: Images, draws: int) -> dict:
         """The bounds with their standard errors, active units, and model-free baselines."""
         stream = Stream(0, self.born).at("evaluate")
-        found = vae_bounds(self.model, self.examples(part), stream, self.config.latent, samples)
+        found = vae_bounds(self.model, self.examples(part), stream, self.config.latent, draws)
         mean, error = mean_and_error(-elbo(found["reconstruction"], found["kl"]))
         tight = mean_and_error(found["importance_weighted"])
         return {
@@ -115,7 +117,7 @@ class VaeRecipe(Recipe):
             "elbo_nats": -mean,
             "reconstruction_nats": float(found["reconstruction"].mean()),
             "kl_nats": float(found["kl"].mean()),
-            "importance_samples": samples,
+            "importance_samples": draws,
             "importance_weighted_bits_per_dim": bits_per_dim(tight[0], self.dims),
             "importance_weighted_bits_per_dim_standard_error": bits_per_dim(tight[1], self.dims),
             "latent_dimensions": self.config.latent,
@@ -161,18 +163,18 @@ class VaeRecipe(Recipe):
         """The decoder's mean at the mean of q(z | x)."""
         return self.model.reconstruct(x)
 
-    def sample(self, n: int, seed: int, temperature: float) -> np.ndarray:
+    def sample(self, n: int, seed: int, options: Sampling) -> Sampled:
         """The decoder's mean at n draws of z, whose spread is the temperature."""
         stream, count = Stream(seed, self.born).at("sample"), self.at_once
         parts = []
         for start in range(0, n, count):  # always whole batches: a product's last bit may depend
             eps = stream.from_row(start).normal((count, self.config.latent))  # on its row count
-            parts.append(self.images(self.model.sample(eps, temperature)))
-        return np.concatenate(parts)[:n]
+            parts.append(self.images(self.model.sample(eps, options.temperature)))
+        return Sampled(np.concatenate(parts)[:n])
 
     def _latent_grid(self, path: Path) -> None:
         """Decode (Φ⁻¹(u_j), Φ⁻¹(u_i)) in the two dimensions of largest KL; the rest of z is 0."""
-        latent, n = self.config.latent, min(15, 480 // self.config.size)
+        latent, n = self.config.latent, min(15, 480 // self.shape[0])
         x = self.examples(self.fitted)
         rates = in_batches(self.model.kl_per_dimension, x, self.at_once).mean(axis=0)
         order = np.argsort(-rates)

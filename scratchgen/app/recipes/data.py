@@ -1,0 +1,94 @@
+"""From the value of --data to examples: the digits, drawn shapes, planar densities, files."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.core.arrays import backend
+from scratchgen.core.streams import Stream
+from scratchgen.data.digits import load_digits
+from scratchgen.data.files import load_files
+from scratchgen.data.images import Images, part_rows
+from scratchgen.data.pixels import CROPS
+from scratchgen.data.points import Points
+from scratchgen.data.shapes import load_shapes
+from scratchgen.maths import planar
+from scratchgen.maths.densities import Density, Mixture
+
+__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "load", "require_known"]
+
+EXACT = backend("numpy", "float64")
+TRAINING, HELD_OUT, TEST = 8000, 800, 4000  # points of a planar set
+SMALLEST = 8  # pixels a side of digits, and of shapes unless told
+
+
+def _three_normals() -> Mixture:
+    """Three normals of different weight, size and direction."""
+    means = [[-1.0, -0.5], [1.0, 0.0], [0.0, 1.2]]
+    covariances = [
+        [[0.10, 0.05], [0.05, 0.08]],
+        [[0.04, 0.00], [0.00, 0.30]],
+        [[0.20, -0.08], [-0.08, 0.06]],
+    ]
+    return Mixture(EXACT, [0.5, 0.3, 0.2], means, covariances)
+
+
+PLANAR: dict[str, Callable[[], Density]] = {
+    "moons": lambda: planar.moons(EXACT),
+    "checker": lambda: planar.Checker(EXACT),
+    "gmm": _three_normals,
+    "rings": lambda: planar.rings(EXACT),
+    "spiral": lambda: planar.spiral(EXACT),
+    "ring8": lambda: planar.eight_gaussians(EXACT),
+    "grid25": lambda: planar.grid(EXACT),
+}
+KNOWN = ", ".join(("digits", "shapes", *PLANAR))
+
+
+def require_known(config) -> None:
+    """Refuse data that are neither built in nor there, and sizes that they do not have.
+
+    Raises:
+        ValueError: so it is.
+    """
+    name = config.data
+    if name == "digits" and (config.size not in (0, SMALLEST) or config.colour):
+        side = config.size or SMALLEST
+        asked = f"{side}×{side} pixels{' in colour' if config.colour else ''}"
+        raise ValueError(f"the digits are 8×8 pixels and grey; for {asked} add --data shapes")
+    if name in PLANAR and (config.size or config.colour):
+        raise ValueError(f"{name} are points in the plane; leave out --size and --colour")
+    if name not in ("digits", "shapes", *PLANAR) and not Path(name).exists():
+        raise ValueError(f"--data must be {KNOWN}, or a path that exists; got {name!r}")
+
+
+def load(config, part: str) -> Images | Points:
+    """One part of a configuration's data: "train", "fit", "validation" or "test".
+
+    Raises:
+        ValueError: the files cannot be used.
+        MissingPackage: reading them takes a package that is not installed.
+    """
+    if config.data == "digits":
+        return load_digits(part)
+    if config.data == "shapes":
+        return load_shapes(part, config.size or SMALLEST, config.colour)
+    if config.data in PLANAR:
+        return Points(_drawn(config.data)[part_rows(part, TRAINING, HELD_OUT)])
+    return load_files(Path(config.data), part, config.size or None, config.colour, config.crop)
+
+
+@cache
+def density(name: str) -> Density:
+    """The density of a planar set, float64 on the host."""
+    return PLANAR[name]()
+
+
+@cache
+def _drawn(name: str) -> np.ndarray:
+    """All points of a planar set, the same in every run."""
+    points = density(name).sample(TRAINING + TEST, Stream(0, EXACT).at(name))
+    points.flags.writeable = False
+    return points

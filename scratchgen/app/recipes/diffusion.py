@@ -1,0 +1,306 @@
+"""What `train ddpm` and `train vdm` have in common: the denoiser's net, and how to sample."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchgen.app import plots
+from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
+from scratchgen.app.recipes.config import (
+    Config,
+    option,
+    require_not_negative,
+)
+from scratchgen.app.recipes.data import PLANAR, density
+from scratchgen.core.streams import Stream
+from scratchgen.layers.normalisation import AdaptiveGroupNorm, AdditiveGroupNorm
+from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.maths.parameterisations import (
+    Clean,
+    Epsilon,
+    KWay,
+    Mean,
+    Parameterisation,
+    Score,
+    Velocity,
+)
+from scratchgen.metrics.baselines import baselines
+from scratchgen.models.samplers import (
+    Denoiser,
+    Step,
+    Stop,
+    ancestral,
+    ddim,
+    flow_heun,
+    reverse_sde,
+    shared,
+    trajectory,
+)
+from scratchgen.nets.mlp import TimedMlp
+from scratchgen.nets.time import Sinusoidal
+from scratchgen.nets.unet import UNet
+
+UNET, MLP, AUTO, KWAY = "unet", "mlp", "auto", "kway"
+AFFINE: dict[str, type[Parameterisation]] = {
+    "epsilon": Epsilon,
+    "clean": Clean,
+    "velocity": Velocity,
+    "score": Score,
+    "mean": Mean,
+}
+INJECT = {"adaptive": AdaptiveGroupNorm, "additive": AdditiveGroupNorm}
+FEW_LEVELS = 32  # up to which a net can well give every level of a pixel a logit
+ATTEND_UP_TO = 16  # pixels a side
+FRAMES = 12  # of a trajectory
+CURVE = "-ELBO on training batches, with dropout"
+FILE_COMPRESSORS = ("zlib", "lzma", "uniform")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """The options of a diffusion run.
+
+    Raises:
+        ValueError: a value is outside its range, or the net does not fit the data.
+    """
+
+    net: str = option(
+        AUTO, "unet for images, mlp for rows of numbers; auto takes what fits", (AUTO, UNET, MLP)
+    )
+    predict: str = option(
+        AUTO,
+        "what the net says: kway gives each level of a pixel a logit; auto takes it where there "
+        f"are at most {FEW_LEVELS} levels, else epsilon",
+        (AUTO, KWAY, *AFFINE),
+    )
+    width: int = option(0, "channels, or units of a hidden layer; 0 takes 32 for unet, 128 for mlp")
+    depth: int = option(0, "blocks per resolution, or hidden layers; 0 takes 1 for unet, 3 for mlp")
+    multipliers: str = option(
+        "", "widths of the U-Net's resolutions in units of --width; auto: 1,1 up to 1,2,2"
+    )
+    inject: str = option(
+        "adaptive", "how the U-Net hears of the time: a scale and shift, or a sum", tuple(INJECT)
+    )
+    fourier: bool = option(False, "sines and cosines of the pixels as further inputs (unet)")
+    steps: int = option(4000, "training steps in all")
+    batch_size: int = option(64, "examples per step")
+    dropout: float = option(0.2, "dropout rate in every block; not for points")
+    learning_rate: float = option(2e-3, "Adam's peak rate, after warm-up and before cosine decay")
+
+    def __post_init__(self):
+        planar = self.data in PLANAR
+        if self.net == AUTO:
+            object.__setattr__(self, "net", MLP if planar else UNET)
+        if self.depth == 0:
+            object.__setattr__(self, "depth", 1 if self.net == UNET else 3)
+        super().__post_init__()
+        if planar and (self.net == UNET or self.predict == KWAY):
+            raise ValueError(
+                f"{self.data} are points in the plane, without pixels or levels; leave out "
+                "--net unet and --predict kway"
+            )
+        if self.net == UNET and self.width % 8:
+            raise ValueError(f"--width must be a multiple of 8 for --net unet, got {self.width}")
+        if self.net == MLP and (self.fourier or self.multipliers):
+            raise ValueError("--fourier and --multipliers are for --net unet; leave them out")
+        self.channels_at(8)
+
+    def channels_at(self, side: int) -> tuple[int, ...]:
+        """The channels at each resolution of a U-Net for that many pixels a side, in widths.
+
+        Raises:
+            ValueError: --multipliers cannot be read.
+        """
+        if not self.multipliers:
+            return (1, 1) if side <= 8 else (1, 2) if side <= 16 else (1, 2, 2)
+        parts = self.multipliers.split(",")
+        if not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError(
+                f"--multipliers must be whole numbers with commas, got {self.multipliers!r}"
+            )
+        return tuple(map(int, parts))
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the net sees images as images."""
+        return self.net == UNET
+
+    @property
+    def default_width(self) -> int:
+        """What a width of 0 stands for."""
+        return 32 if self.net == UNET else 128
+
+
+@dataclass(frozen=True)
+class DiffusionSampling(Sampling):
+    """The options of `sample` for a diffusion.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    sampler: str = option(
+        "ancestral",
+        "ancestral, ddim, ode (Heun's rule on the probability flow) or sde",
+        ("ancestral", "ddim", "ode", "sde"),
+    )
+    steps: int = option(0, "steps from noise to data; 0 takes T, or 250 in continuous time")
+    eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (that of ancestral)")
+    step_temperature: float = option(1.0, "scale of the noise of every step")
+    clip: bool = option(False, "keep every prediction of the data in [-1, 1]")
+    shared_noise: bool = option(False, "give all samples the same noise, but not the same start")
+    trajectory: bool = option(False, "keep the way too: a strip and a moving picture")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_not_negative(self, "eta", "step_temperature")
+        if self.steps < 0:
+            raise ValueError(f"--steps must be at least 0, got {self.steps}")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError("--eta is for --sampler ddim; leave it out")
+
+    @property
+    def step(self) -> Step:
+        """The step of that name."""
+        known: dict[str, Callable[[], Step]] = {
+            "ancestral": lambda: ancestral,
+            "ddim": lambda: ddim(self.eta),
+            "ode": lambda: flow_heun,
+            "sde": lambda: reverse_sde,
+        }
+        return known[self.sampler]()
+
+
+class DiffusionRecipe(Recipe):
+    """A configured diffusion."""
+
+    config: DiffusionConfig
+    sampling_type = DiffusionSampling
+    shows = "means of the last step"
+
+    @abstractmethod
+    def stops(self, count: int) -> list[Stop]:
+        """The places a sampler passes; 0 takes the model's own number."""
+
+    @abstractmethod
+    def denoiser(self, options: Any) -> Denoiser:
+        """The net as samplers ask it."""
+
+    def decode(self, x):
+        """What is shown for the last x of a sampler, at the last stop."""
+        return x
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        """What the net's output means.
+
+        Raises:
+            ValueError: the data have too many levels for a logit each, or none.
+        """
+        predict, levels = self.config.predict, self.fitted.levels
+        if predict == AUTO:
+            predict = KWAY if levels is not None and levels <= FEW_LEVELS else "epsilon"
+        return KWay(levels) if predict == KWAY else AFFINE[predict]()
+
+    def baselines(self, part) -> dict[str, float]:
+        """Bits per dimension without a model; for points, those of their own density."""
+        if self.fitted.levels is not None:
+            return baselines(self.fitted.codes, part.codes, self.fitted.levels)
+        nats = -float(np.mean(density(self.config.data).log_prob(part.x)))
+        return {"the density itself": bits_per_dim(nats, self.dims)}
+
+    def training_figures(self, folder: Path) -> None:
+        """The loss curve, with model-free levels beside it."""
+        history = self.fit.history
+        if not history:
+            return
+        rows = [dict(zip(history, row, strict=True)) for row in zip(*history.values(), strict=True)]
+        bits = np.asarray([self.columns(row)["bits_per_dim"] for row in rows])
+        lines = self.baselines(self.part("validation"))
+        kept = {f"{k}, held out": v for k, v in lines.items() if k not in FILE_COMPRESSORS}
+        path = folder / "figures" / "loss.png"
+        plots.loss_curves(path, history["step"], {CURVE: bits}, "bits per dimension", kept)
+
+    def net(self, of_variance: int = 0, scale: float = 1.0, reads_data: bool = True):
+        """The denoiser.
+
+        Args:
+            of_variance: how many numbers it gives for the variance of each number of the data.
+            scale: by which it multiplies times.
+            reads_data: whether no cotangent of x_t is wanted.
+        """
+        config, way = self.config, self.parameterisation
+        each = (way.levels if isinstance(way, KWay) else 1) + of_variance
+        if config.net == MLP:
+            sizes = [self.dims, *[config.width] * config.depth, self.dims * each]
+            time = Sinusoidal(32, scale=scale)
+            return TimedMlp(sizes, 32, time, dropout=config.dropout if self.fitted.levels else 0.0)
+        side, _, channels = self.shape
+        multipliers = config.channels_at(side)
+        sides = [side >> i for i in range(len(multipliers))]
+        return UNet(
+            side,
+            channels,
+            channels * each,
+            width=config.width,
+            multipliers=multipliers,
+            blocks=config.depth,
+            attention=[s for s in sides[1:] if 8 <= s <= ATTEND_UP_TO],
+            dropout=config.dropout,
+            inject=INJECT[config.inject],
+            time=Sinusoidal(config.width, scale=scale),
+            fourier=self._exponents() if config.fourier else (),
+            reads_data=reads_data,
+        )
+
+    def _exponents(self) -> tuple[int, int]:
+        """n with 2ⁿ π times the width of a pixel's level about π, and the one below."""
+        n = ceil(log2(self.fitted.levels / 2.0))
+        return n - 1, n
+
+    def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
+        """n samples; the noise of sample i depends on the seed and on i only."""
+        stops = self.stops(options.steps)
+        denoise = self.denoiser(options)
+        frames = FRAMES if options.trajectory else 1
+        kept = {round((len(stops) - 1) * (i + 1) / frames) for i in range(frames)}
+        if options.trajectory:
+            kept.add(0)
+        parts: dict[int, list[np.ndarray]] = {at: [] for at in sorted(kept)}
+        shape = self.examples(self.fitted.take(slice(0, 1))).shape[1:]
+        for first in range(0, n, self.at_once):
+            stream = Stream(seed, self.born).at("sample").from_row(first)
+            noise = _step_noise(stream, (self.at_once, *shape), options.shared_noise)
+            x = options.temperature * stream.at("start").normal((self.at_once, *shape))
+            walk = trajectory(denoise, options.step, x, stops, noise, options.step_temperature)
+            for i, x in enumerate(walk):
+                if i in parts:
+                    shown = self.decode(x) if i == len(stops) - 1 else x
+                    parts[i].append(self.images(shown))
+        path = tuple(np.concatenate(part)[:n] for part in parts.values())
+        return Sampled(path[-1], path if options.trajectory else ())
+
+
+def without_a_model(result: dict) -> list[str]:
+    """The yardsticks of a report, in bits per dimension, and a warning where they say one."""
+    lines = ["without a model, bits/dim:"]
+    known = result["baselines"]
+    lines += [
+        f"  {name:33}{bits:10.4f}" for name, bits in sorted(known.items(), key=lambda p: p[1])
+    ]
+    if result["bits_per_dim"] > known.get("uniform", float("inf")):
+        lines.append("warning: worse than a uniform code; this run did not go well")
+    return lines
+
+
+def _step_noise(stream: Stream, shape: tuple[int, ...], same: bool) -> Callable:
+    """The noise of step i for a batch; if the same for all, that of the very first example."""
+    if not same:
+        return lambda i: stream.at("step", i).normal(shape)
+    first = stream.from_row(-stream.first_row)
+    return shared(lambda i: first.at("step", i).normal((1, *shape[1:])), shape[0])

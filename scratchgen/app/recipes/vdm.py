@@ -1,0 +1,162 @@
+"""`train vdm`: variational diffusion in continuous time, on images or on points of the plane."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.app import plots, tables
+from scratchgen.app.recipes.config import option
+from scratchgen.app.recipes.diffusion import (
+    DiffusionConfig,
+    DiffusionRecipe,
+    DiffusionSampling,
+    without_a_model,
+)
+from scratchgen.core.arrays import full_like, namespace, to_host
+from scratchgen.core.streams import Stream
+from scratchgen.maths.bounds import bits_per_dim, elbo
+from scratchgen.maths.gamma import LearnedGamma, LinearGamma, level_from_gamma
+from scratchgen.metrics.likelihood import mean_and_error, vdm_bounds
+from scratchgen.models.samplers import Denoiser, Stop, clipped
+from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy
+
+GAMMAS = {"linear": LinearGamma, "learned": LearnedGamma}
+SAMPLING_STEPS = 250
+TERMS = ("prior", "diffusion", "reconstruction")
+
+
+@dataclass(frozen=True)
+class VdmConfig(DiffusionConfig):
+    """The options of a VDM run.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    gamma: str = option(
+        "linear", "-log SNR over time: linear, or learned with its two ends", tuple(GAMMAS)
+    )
+    gamma_first: float = option(-9.0, "γ(0), of the least noise; the start where it is learned")
+    gamma_last: float = option(5.0, "γ(1), of the most noise; the start where it is learned")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not -20.0 <= self.gamma_first < self.gamma_last <= 20.0:
+            raise ValueError(
+                "need -20 ≤ --gamma-first < --gamma-last ≤ 20, got "
+                f"{self.gamma_first} and {self.gamma_last}"
+            )
+        if self.predict == "mean":
+            raise ValueError("in continuous time a step has no mean; take --predict epsilon")
+
+
+class VdmRecipe(DiffusionRecipe):
+    """A configured VDM."""
+
+    name, config_type = "vdm", VdmConfig
+    config: VdmConfig
+    model: Vdm
+    draws = 128
+
+    def build(self) -> Vdm:
+        """A net, γ, what the net's output means, and the decoder of z₀."""
+        config, levels = self.config, self.fitted.levels
+        gamma = GAMMAS[config.gamma](config.gamma_first, config.gamma_last)
+        decoder = NormalDecoder() if levels is None else LevelDecoder(levels)
+        net = self.net(scale=1000.0, reads_data=config.gamma != "learned")
+        return Vdm(net, gamma, self.parameterisation, decoder)
+
+    def loss(self, step: int, rows: slice) -> dict:
+        """-ELBO in continuous time, at times that are spread evenly over a batch."""
+        x, noise = self.batch(step, rows)
+        u = self.stream.at("train", step, "time").uniform((1,))
+        t = low_discrepancy(u, self.config.batch_size, rows)
+        eps, eps0 = (noise.at(name).normal(x.shape) for name in ("eps", "eps0"))
+        terms, pullback = self.model.loss(x, t, eps, eps0, stream=noise)
+        share = full_like(terms[1], 1.0 / self.config.batch_size)
+        pullback(share, share, share)
+        return dict(zip(TERMS, terms, strict=True))
+
+    def columns(self, row: dict[str, float]) -> dict[str, float]:
+        """Each term and -ELBO in nats per example, and -ELBO in bits per dimension."""
+        total = sum(row[name] for name in TERMS)
+        return {
+            **{f"{name}_nats": row[name] for name in TERMS},
+            "negative_elbo_nats": total,
+            "bits_per_dim": bits_per_dim(total, self.dims),
+        }
+
+    def describe(self, row: dict[str, float]) -> str:
+        """-ELBO in both units."""
+        found = self.columns(row)
+        return f"-ELBO {found['negative_elbo_nats']:.2f} nats {found['bits_per_dim']:.3f} bits/dim"
+
+    def evaluate(self, part, draws: int) -> dict:
+        """The bound in continuous time in its three terms, and its yardsticks."""
+        stream = Stream(0, self.born).at("evaluate")
+        found = vdm_bounds(self.model, self.examples(part), stream, draws)
+        mean, error = mean_and_error(-elbo(*(found[name] for name in TERMS)))
+        gamma, slope = self.gamma_on_host(found["time"])
+        return {
+            "bits_per_dim": bits_per_dim(mean, self.dims),
+            "bits_per_dim_standard_error": bits_per_dim(error, self.dims),
+            "elbo_nats": -mean,
+            **{f"{name}_nats": float(found[name].mean()) for name in TERMS},
+            "times_per_example": draws,
+            "gamma_ends": [float(v) for v in self.gamma_on_host(np.asarray([0.0, 1.0]))[0]],
+            "course": {
+                "t": found["time"].tolist(),
+                "gamma": gamma.tolist(),
+                "diffusion_nats": found["over_time"].tolist(),
+                "squared_error": (2.0 * found["over_time"] / slope).tolist(),
+            },
+            "baselines": self.baselines(part),
+        }
+
+    @staticmethod
+    def report(result: dict) -> list[str]:
+        """One table, every unit named."""
+        lines = [f"{'':24}{'nats/example':>13}{'bits/dim':>10}"]
+        for name in (*TERMS, "-ELBO"):
+            nats = -result["elbo_nats"] if name == "-ELBO" else result[f"{name}_nats"]
+            note = f" ± {result['bits_per_dim_standard_error']:.4f}" if name == "-ELBO" else ""
+            bits = bits_per_dim(nats, result["dims"])
+            lines.append(f"{name:24}{nats:13.3f}{bits:10.4f}{note}")
+        first, last = result["gamma_ends"]
+        lines.append(f"γ from {first:.2f} to {last:.2f}")
+        return [*lines, *without_a_model(result)]
+
+    def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
+        """terms_PART.csv and figures/terms_PART.png: the diffusion loss over time."""
+        course = result["course"]
+        rows = zip(*course.values(), strict=True)
+        tables.write_table(folder / f"terms_{name}.csv", list(course), rows)
+        plots.over_time(
+            folder / "figures" / f"terms_{name}.png",
+            np.asarray(course["gamma"]),
+            {"½ ‖ε - ε̂‖²": 0.5 * np.asarray(course["squared_error"])},
+            "γ = -log SNR",
+            "nats per unit of γ",
+            f"diffusion loss over the noise level, {name} part; its area is the term",
+        )
+
+    def stops(self, count: int) -> list[Stop]:
+        """Places from z₁ to z₀ at equal distances in t."""
+        return self.model.stops(count or SAMPLING_STEPS, self.params.theta)
+
+    def denoiser(self, options: DiffusionSampling) -> Denoiser:
+        """The net, clipped where that was asked for."""
+        return clipped(self.model.denoise) if options.clip else self.model.denoise
+
+    def decode(self, x):
+        """E[x | z₀], the decoder's mean."""
+        xp = namespace(x)
+        zero = xp.zeros(x.shape[:1], dtype=x.dtype, device=x.device)
+        (gamma, _), _ = self.model.gamma(zero)
+        return self.model.decoder.mean(x, level_from_gamma(gamma)[0])
+
+    def gamma_on_host(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """γ and γ' at host times (n,), on the host: (n,), (n,)."""
+        (gamma, slope), _ = self.model.gamma(self.born.asarray(t))
+        return to_host(gamma).astype(np.float64), to_host(slope).astype(np.float64)
