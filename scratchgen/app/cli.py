@@ -60,11 +60,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("run", type=Path, metavar="RUN", help="run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    known: dict[str, Field] = {}
-    for recipe in RECIPES.values():
-        known |= {each.name: each for each in fields(recipe.sampling_type)}
-    for each in known.values():
-        _add_option(sample, each)
+    _add_sampling(sample)
 
     evaluate = doors.add_parser("evaluate", help="measure a trained run in nats and bits")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -80,6 +76,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="K",
         help="of noise per example: codes of a vae, times of a diffusion (default: the model's)",
     )
+    evaluate.add_argument(
+        "--data", metavar="DATA", help="measure on other data that fit: a name, or a path"
+    )
+    evaluate.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="also draw N samples and print their distances from real data",
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    evaluate.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="RUN",
+        help="of `train classifier`, whose features are compared (default: one trained anew)",
+    )
+    _add_sampling(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
@@ -133,6 +146,21 @@ def _add_training(train: argparse.ArgumentParser) -> None:
             _add_option(model, each)
 
 
+def _add_sampling(door: argparse.ArgumentParser) -> None:
+    """The options of every model's sampler; which of them a run has is found when it is known."""
+    known: dict[str, Field] = {}
+    for recipe in RECIPES.values():
+        known |= {each.name: each for each in fields(recipe.sampling_type)}
+    for each in known.values():
+        _add_option(door, each)
+
+
+def _sampling_given(given: argparse.Namespace) -> dict:
+    """The options of a sampler that were given."""
+    known = {each.name for recipe in RECIPES.values() for each in fields(recipe.sampling_type)}
+    return {name: value for name, value in vars(given).items() if name in known}
+
+
 def _add_option(door: argparse.ArgumentParser, each: Field) -> None:
     """A dataclass field as a flag, which is absent from the result where it is not given."""
     flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
@@ -179,18 +207,29 @@ def _reproduce(given: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(given: argparse.Namespace) -> None:
+    options = _sampling_given(given)
+    if given.samples is None and (options or given.classifier):
+        raise ValueError("--classifier and the sampler's options go with --samples N; add it")
+    found = {}
+    if given.samples is not None:
+        n, seed = given.samples, given.seed
+        found["quality"] = commands.quality(
+            given.run, given.part, n, seed, options, given.classifier
+        )
+    result = commands.evaluate(given.run, given.part, given.draws, given.data) | found
+    _print(given.json, result, commands.print_evaluation)
+
+
 def _run(given: argparse.Namespace) -> int:
     if given.command == "demo":
         commands.demo(given.out, given.seed)
     elif given.command == "train":
         _train(given)
     elif given.command == "sample":
-        asked = {"command", "run", "n", "seed", "blas_threads"}
-        options = {name: value for name, value in vars(given).items() if name not in asked}
-        print(commands.sample(given.run, given.n, given.seed, options))
+        print(commands.sample(given.run, given.n, given.seed, _sampling_given(given)))
     elif given.command == "evaluate":
-        result = commands.evaluate(given.run, given.part, given.draws)
-        _print(given.json, result, commands.print_evaluation)
+        _evaluate(given)
     elif given.command == "info" and given.schedule is not None:
         report = commands.schedule(given.run, given.schedule, given.timesteps)
         _print(given.json, report, print_schedule)

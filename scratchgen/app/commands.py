@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,19 @@ import numpy as np
 
 from scratchgen.app import plots, runs
 from scratchgen.app.dissect import dissect
+from scratchgen.app.quality import (
+    can_be_judged,
+    judge_for,
+    quality_report,
+    require_enough,
+    require_same_data,
+    sample_quality,
+)
 from scratchgen.app.recipes import RECIPES, Recipe
 from scratchgen.app.recipes.base import Sampled, config_to_json
+from scratchgen.app.recipes.classifier import ClassifierRecipe
 from scratchgen.app.recipes.config import Config
+from scratchgen.app.recipes.data import load as load_data
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.app.schedule_report import named_schedule, schedule_of
 from scratchgen.training import checkpoint
@@ -47,7 +57,8 @@ def train(
     last = _last_step(config, stop_at)
     folder = runs.new_run(out, f"{recipe.name}-{Path(config.data).stem}-s{config.seed}")
     runs.write_json(folder / "config.json", config_to_json(recipe))
-    runs.write_json(folder / "environment.json", runs.environment(recipe.born))
+    facts = {**runs.environment(recipe.born), "data": recipe.data_facts()}
+    runs.write_json(folder / "environment.json", facts)
     return _train(recipe, folder, last, quiet)
 
 
@@ -75,6 +86,7 @@ def resume(
                 f"{folder} was started with {name} {saved.get(name)}, not {value}; "
                 "--resume keeps a run's own options, so leave that one out"
             )
+    runs.require_same_examples(folder, recipe)
     recipe.resume(folder / "checkpoint.npz")
     if recipe.fit.steps_done == recipe.config.steps:
         _finish(recipe, folder)
@@ -146,10 +158,7 @@ def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Pa
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe, given = load_run(folder), given or {}
-    odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
-    if odd:
-        raise ValueError(f"--{odd[0].replace('_', '-')} is not an option of a {recipe.name}")
-    options = recipe.sampling_type(**given)
+    options = _sampling(recipe, given)
     drawn = recipe.sample(n, seed, options)
     if not np.isfinite(drawn.x).all():
         raise NotFinite("samples are not finite; try a lower temperature, or more steps")
@@ -184,38 +193,107 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Pa
     return figures / "samples.png"
 
 
-def evaluate(folder: Path, part: str = "test", draws: int | None = None) -> dict:
+def evaluate(
+    folder: Path, part: str = "test", draws: int | None = None, data: str | None = None
+) -> dict:
     """Measures of a trained run on one part of its data, with their figures and tables.
 
     Args:
         folder: the run.
-        part: of its data.
+        part: of the data.
         draws: of noise for each example; the model's own number unless given.
+        data: another data set of the same shape and levels, a name or a path.
 
     Raises:
-        ValueError: a number is outside its range, or the run was trained on that part.
+        ValueError: a number is outside its range, the run was trained on that part, or the other
+            data do not fit it.
         NotFinite: a measure is not finite.
     """
     if draws is not None and draws < 1:
         raise ValueError(f"--draws must be at least 1, got {draws}")
     recipe = load_run(folder)
     draws = recipe.draws if draws is None else draws
+    examples = _examples(recipe, part, data)
+    if len(examples) * recipe.dims * draws > LONG:
+        say(f"{len(examples)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
+    measures = recipe.evaluate(examples, draws)
+    _require_finite(folder, measures)
+    try:
+        recipe.evaluation_files(folder, part, examples, measures)
+    except OSError as error:
+        say(f"note: the figures and tables were not all written: {error}")
+    about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(examples)}
+    about |= {"dims": recipe.dims, "levels": examples.levels}
+    return {**about, **({"data": data} if data else {}), **measures}
+
+
+def quality(
+    folder: Path,
+    part: str,
+    n: int,
+    seed: int = 0,
+    given: dict | None = None,
+    classifier: Path | None = None,
+) -> dict:
+    """How good n samples of a run are, beside real data.
+
+    Args:
+        folder: the run.
+        part: the held-out part to compare with.
+        n, seed, given: as for `sample`.
+        classifier: a run of `train classifier` whose features to compare; one is trained unless
+            given.
+
+    Raises:
+        ValueError: a number is outside its range, or the classifier does not fit the run.
+        NotFinite: a measure is not finite.
+    """
+    recipe = load_run(folder)
+    examples, options = _examples(recipe, part, None), _sampling(recipe, given or {})
+    require_enough(recipe, examples, n)
+    if classifier is not None:
+        judge: ClassifierRecipe | None = require_same_data(load_run(classifier), recipe)
+    else:
+        if can_be_judged(recipe):
+            say("training a small classifier to judge the samples; or name one: --classifier RUN")
+        judge = judge_for(recipe)
+    found = sample_quality(recipe, examples, n, seed, options, judge)
+    _require_finite(folder, found)
+    return found
+
+
+def _examples(recipe: Recipe, part: str, data: str | None):
+    """One part of a run's data, or of other data that fit it."""
+    if data is not None:
+        examples = load_data(replace(recipe.config, data=data), part)
+        theirs, ours = (examples.shape, examples.levels), (recipe.shape, recipe.fitted.levels)
+        if theirs != ours:
+            raise ValueError(
+                f"the run takes examples of shape {ours[0]} with {ours[1]} levels; {data} has "
+                f"{theirs[0]} with {theirs[1]}"
+            )
+        return examples
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
-    data = recipe.part(part)
-    if len(data) * recipe.dims * draws > LONG:
-        say(f"{len(data)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
-    measures = recipe.evaluate(data, draws)
+    return recipe.part(part)
+
+
+def _sampling(recipe: Recipe, given: dict):
+    """The sampler's options of a run.
+
+    Raises:
+        ValueError: the model has no such option, or a value is outside its range.
+    """
+    odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
+    if odd:
+        raise ValueError(f"--{odd[0].replace('_', '-')} is not an option of a {recipe.name}")
+    return recipe.sampling_type(**given)
+
+
+def _require_finite(folder: Path, measures: dict) -> None:
     odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
     if odd:
         raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")
-    try:
-        recipe.evaluation_files(folder, part, data, measures)
-    except OSError as error:
-        say(f"note: the figures and tables were not all written: {error}")
-    about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(data)}
-    about |= {"dims": recipe.dims, "levels": data.levels}
-    return {**about, **measures}
 
 
 def _numbers(value) -> list[float]:
@@ -233,6 +311,10 @@ def print_evaluation(result: dict) -> None:
     print(about + (f" of {result['levels']} levels" if result["levels"] else ""))
     for line in RECIPES[result["model"]].report(result):
         print(line)
+    if "quality" in result:
+        print()
+        for line in quality_report(result["quality"]):
+            print(line)
 
 
 def schedule(folder: Path | None, name: str, steps: int) -> dict:

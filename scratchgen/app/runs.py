@@ -1,7 +1,7 @@
 """Run folders: one folder a run, with everything needed to read, sample, evaluate or resume it.
 
 config.json        the model and every option
-environment.json   versions, backend, device, BLAS threads
+environment.json   versions, backend, device, BLAS threads, the data's fingerprint
 metrics.csv        the logged loss terms
 checkpoint.npz     parameters, averages, optimiser: see training/checkpoint.py
 figures/*.png      pictures
@@ -87,6 +87,24 @@ def read_recipe(run: Path) -> Recipe:
         return recipe_from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def require_same_examples(run: Path, recipe: Recipe) -> None:
+    """Refuse to train on with other examples than the run began with.
+
+    Raises:
+        RunError: what lies at the data's path has changed.
+    """
+    path = run / "environment.json"
+    if not path.is_file():
+        return
+    began = json.loads(path.read_text(encoding="utf-8")).get("data", {}).get("sha256")
+    now = recipe.data_facts()["sha256"]
+    if began not in (None, now):
+        raise RunError(
+            f"{run} was begun with other examples than {recipe.config.data} now holds "
+            f"(SHA-256 {began[:12]}, now {now[:12]}); bring the files back, or train anew"
+        )
 
 
 def environment(born: Backend | None = None) -> dict:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen.app.recipes.config import Config, option, require_not_negative
-from scratchgen.app.recipes.data import load
+from scratchgen.app.recipes.data import fingerprint, load
 from scratchgen.core.arrays import backend, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
@@ -180,6 +180,16 @@ class Recipe(ABC):
     def part(self, name: str) -> Any:
         """One part of the run's data set: Images, or Points."""
         return load(self.config, name)
+
+    def data_facts(self) -> dict:
+        """What the run is trained on: how many examples, of what shape and levels, and a hash."""
+        data = self.fitted
+        return {
+            "examples": len(data),
+            "shape": list(data.shape),
+            "levels": data.levels,
+            "sha256": fingerprint(data),
+        }
 
     def examples(self, data):
         """The examples as the model reads them, on the run's backend.

@@ -1,5 +1,6 @@
 """From the value of --data to examples: the digits, drawn shapes, planar densities, files."""
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits
+from scratchgen.data.files import fingerprint as of_images
 from scratchgen.data.files import load_files
 from scratchgen.data.images import Images, part_rows
 from scratchgen.data.pixels import CROPS
@@ -17,7 +19,7 @@ from scratchgen.data.shapes import load_shapes
 from scratchgen.maths import planar
 from scratchgen.maths.densities import Density, Mixture
 
-__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "load", "require_known"]
+__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "fingerprint", "load", "require_known"]
 
 EXACT = backend("numpy", "float64")
 TRAINING, HELD_OUT, TEST = 8000, 800, 4000  # points of a planar set
@@ -78,6 +80,13 @@ def load(config, part: str) -> Images | Points:
     if config.data in PLANAR:
         return Points(_drawn(config.data)[part_rows(part, TRAINING, HELD_OUT)])
     return load_files(Path(config.data), part, config.size or None, config.colour, config.crop)
+
+
+def fingerprint(data: Images | Points) -> str:
+    """SHA-256 of a part's contents, in hexadecimal."""
+    if isinstance(data, Images):
+        return of_images(data)
+    return hashlib.sha256(np.ascontiguousarray(data.x).tobytes()).hexdigest()
 
 
 @cache

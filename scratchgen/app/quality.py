@@ -1,0 +1,143 @@
+"""How good samples are: distances to real data beside their floors, `evaluate RUN --samples N`."""
+
+import numpy as np
+
+from scratchgen.app.recipes.base import Recipe
+from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
+from scratchgen.app.recipes.data import PLANAR
+from scratchgen.core.arrays import backend
+from scratchgen.core.streams import Stream
+from scratchgen.metrics.coverage import class_score
+from scratchgen.metrics.samples import LEAST, compare
+
+MEASURED = ("data", "size", "colour", "crop")  # what a judge must share with the run it judges
+
+
+def can_be_judged(recipe: Recipe) -> bool:
+    """Whether a run's data have classes to tell apart."""
+    return recipe.config.data not in PLANAR and len(np.unique(recipe.fitted.labels)) > 1
+
+
+def judge_for(recipe: Recipe) -> ClassifierRecipe | None:
+    """The small classifier of a run's own data, trained here and now with seed 0.
+
+    Returns:
+        The judge, or None where the data have no classes to tell apart.
+    """
+    if not can_be_judged(recipe):
+        return None
+    shared = {name: getattr(recipe.config, name) for name in MEASURED}
+    judge = ClassifierRecipe(ClassifierConfig(**shared))
+    judge.fit.until(judge.config.steps, quiet=True)
+    judge.params.theta = judge.ema.average
+    return judge
+
+
+def require_same_data(judge: Recipe, recipe: Recipe) -> ClassifierRecipe:
+    """The judge, if it is a classifier of the run's data.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(judge, ClassifierRecipe):
+        raise ValueError(f"--classifier must name a run of `train classifier`, got a {judge.name}")
+    for name in MEASURED:
+        theirs, ours = getattr(judge.config, name), getattr(recipe.config, name)
+        if theirs != ours:
+            raise ValueError(
+                f"the classifier was trained with {name} {theirs}, the run with {ours}; train one "
+                "on the same data"
+            )
+    return judge
+
+
+def require_enough(recipe: Recipe, part, n: int) -> None:
+    """Refuse numbers of samples or of held-out examples that cannot be compared.
+
+    Raises:
+        ValueError: there are too few, or more samples than training examples.
+    """
+    if not LEAST <= n <= len(recipe.fitted):
+        raise ValueError(
+            f"--samples must lie between {LEAST} and the {len(recipe.fitted)} training examples "
+            f"that make the floor, got {n}"
+        )
+    if len(part) < LEAST:
+        raise ValueError(f"at least {LEAST} held-out examples are needed, got {len(part)}")
+
+
+def sample_quality(
+    recipe: Recipe, part, n: int, seed: int, options, judge: ClassifierRecipe | None
+) -> dict:
+    """Every distance of n samples from held-out data, beside that of as much training data.
+
+    Args:
+        recipe: a trained run.
+        part: held-out examples, Images or Points.
+        n: how many samples; as many training examples make the floor.
+        seed: of the samples, and of the directions of the sliced Wasserstein distance.
+        options: of the run's sampler.
+        judge: whose features are compared; None compares pixels or coordinates alone.
+
+    Returns:
+        "samples", "measures": name -> what `compare` gives, and with a judge "classifier" and
+        "class_score".
+
+    Raises:
+        ValueError: too few samples or examples.
+    """
+    require_enough(recipe, part, n)
+    stream = Stream(seed, backend("numpy", "float64")).at("quality")
+    order = stream.at("order").permutation(len(recipe.fitted))[:n]
+    known, drawn = recipe.fitted.take(order), recipe.sample(n, seed, options).x
+    sets = (part.x, known.x, np.asarray(drawn, dtype=np.float64))
+    real, reference, generated = (x.reshape(len(x), -1) for x in sets)
+    where = "coordinates" if part.levels is None else "pixels"
+    measures = compare(real, reference, generated, stream, where)
+    found: dict = {"samples": n, "seed": seed}
+    if judge is not None:
+        real, reference, generated = (judge.features(x) for x in sets)
+        measures |= compare(real, reference, generated, stream, "classifier features")
+        facts = judge.evaluate(part, 1)
+        found["classifier"] = {
+            "seed": judge.config.seed,
+            "weights": facts["weights"],
+            "accuracy": facts["accuracy"],
+        }
+        scores = {}
+        for name, x in zip(("data", "samples"), (sets[0], sets[2]), strict=True):
+            splits = max(1, min(10, len(x) // LEAST))
+            mean, deviation = class_score(judge.opinions(x), splits)
+            scores[name] = {"mean": mean, "deviation": deviation, "splits": splits, "n": len(x)}
+        found["class_score"] = scores
+    return {**found, "measures": measures}
+
+
+def quality_report(found: dict) -> list[str]:
+    """The same as lines for people."""
+    first = next(iter(found["measures"].values()))
+    lines = [
+        f"{found['samples']} samples of seed {found['seed']} against {first['n_real']} held-out "
+        f"examples; floor: {first['n_reference']} training examples against the same",
+        f"{'':52}{'samples':>22}{'real data':>22}",
+    ]
+    for name, row in sorted(found["measures"].items(), key=lambda item: item[0].split(" on ")[1]):
+        cells = (
+            f"{row[value]:.4f} ± {row[error]:.4f}"
+            for value, error in (("value", "error"), ("floor", "floor_error"))
+        )
+        lines.append(f"{name:52}" + "".join(f"{cell:>22}" for cell in cells))
+    if "class_score" in found:
+        scores = found["class_score"]
+        shown = (
+            f"{scores[of]['mean']:.2f} ± {scores[of]['deviation']:.2f}"
+            for of in ("samples", "data")
+        )
+        name = f"class score, mean ± s.d. over {scores['samples']['splits']} splits"
+        lines.append(f"{name:52}" + "".join(f"{cell:>22}" for cell in shown))
+        facts = found["classifier"]
+        lines.append(
+            f"classifier: seed {facts['seed']}, weights {facts['weights']}, held-out accuracy "
+            f"{facts['accuracy']:.4f}"
+        )
+    return lines
