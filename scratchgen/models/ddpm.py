@@ -168,6 +168,33 @@ class Ddpm(Module):
         logvar, _ = self.variance.logvar(of_variance, x_t, at, to)
         return Prediction(clean, epsilon, logvar)
 
+    def flow(self, x_t, stop: Stop):
+        """ε̂ and its pullback d -> dx_t, which models/flow.py asks for; the net must have one.
+
+        The mean of a reverse step needs the step's end, so such a net has no flow.
+
+        Args:
+            x_t: (N, ..., C).
+            stop: where; its time is a step t ≥ 1.
+
+        Returns:
+            ε̂ (N, ..., C), and the pullback. It adds to the parameters' gradients too.
+
+        Source: DDPM-14, [Song 2020]
+        """
+        xp, level = namespace(x_t), stop.level_beside(x_t)
+        t = xp.full(x_t.shape[:1], stop.time, dtype=x_t.dtype, device=x_t.device)
+        output, net_pullback = self.net(x_t, t)
+        said, of_variance = self._parts(output, x_t)
+        epsilon, epsilon_pullback = self.parameterisation.epsilon(said, x_t, level, level)
+
+        def pullback(d):
+            d_said, d_x_t = epsilon_pullback(d)
+            d_output = xp.concat([d_said, xp.zeros_like(of_variance)], axis=-1)
+            return d_x_t + net_pullback(d_output)[0]
+
+        return epsilon, pullback
+
     def stops(self, count: int) -> list[Stop]:
         """The places t = T, ..., 0 of a sampler that takes `count` steps, as even as they can be.
 

@@ -1,4 +1,4 @@
-"""Samplers: many ways from noise to data with one denoiser, and the density of the one that flows.
+"""Samplers: many ways from noise to data with one denoiser. The density of its flow: flow.py.
 
 A sampler is a *step* taken again and again along *stops*, the places between noise and data. Steps
 and stops are free of each other: any step walks any stops, a hundred or four.
@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import asinh, exp, expm1, prod, sqrt
+from math import exp, expm1, sqrt
 from typing import Any
 
-from scratchgen.core.arrays import example_sum, namespace
-from scratchgen.core.numerics import normal_log_pdf
+from scratchgen.core.arrays import namespace
 from scratchgen.maths.forward_process import (
     ddim_step,
     posterior,
@@ -129,11 +128,11 @@ def trajectory(
 
     Source: VDM-4, VDM-10, DDPM-16, DVAE-12
     """
-    pairs, scale = _pairs(stops), float(temperature)
+    steps, scale = pairs(stops), float(temperature)
 
     def walk(x):
         yield x
-        for i, (now, before) in enumerate(pairs):
+        for i, (now, before) in enumerate(steps):
             z = noise(i) if noise else namespace(x).zeros_like(x)
             x = step(denoise, x, now, before, scale * z)
             yield x
@@ -223,7 +222,7 @@ def flow_euler(denoise: Denoiser, x, now: Stop, before: Stop, z):
 
     Source: SCORE-7, SCORE-8, [Karras 2022]
     """
-    return _along(x, denoise(x, now, before).epsilon, now, before)
+    return along(x, denoise(x, now, before).epsilon, now, before)
 
 
 def flow_heun(denoise: Denoiser, x, now: Stop, before: Stop, z):
@@ -242,10 +241,10 @@ def flow_heun(denoise: Denoiser, x, now: Stop, before: Stop, z):
     Source: SCORE-7, SCORE-8, [Karras 2022]
     """
     slope = denoise(x, now, before).epsilon
-    there = _along(x, slope, now, before)
+    there = along(x, slope, now, before)
     if before.level == 0.0:
         return there
-    return _along(x, 0.5 * (slope + denoise(there, before, CLEAN).epsilon), now, before)
+    return along(x, 0.5 * (slope + denoise(there, before, CLEAN).epsilon), now, before)
 
 
 def reverse_sde(denoise: Denoiser, x, now: Stop, before: Stop, z):
@@ -317,91 +316,31 @@ def shared(noise: Callable, count: int) -> Callable:
     return rows
 
 
-def flow_log_density(epsilon: Callable, x, stops: Sequence[Stop], divergence: Callable):
-    """log p(x) of the flow that starts from N(0, I), by Heun's rule from the data to the noise.
-
-        log p(x) = log N(x_T; 0, I) + ½ D (ℓ_T - ℓ) + ∫ div ε̂ dw,   w = asinh ς,  √ᾱ dς = dw
-
-    The integral is the change of volume of u = x/√ᾱ along du/dς = ε̂, and the term before it that
-    from x to u; ℓ is the level of x. The error is of order 2 in the size of the steps. Where the
-    last stop is clean data, ε̂ is taken to be 0 there, its limit for data with a smooth density.
+def along(x, slope, start: Stop, end: Stop):
+    """x at `end`, where u = x/√ᾱ has gone from `start` along a straight line in ς.
 
     Args:
-        epsilon: (x_t, stop) -> ε̂ (N, ...) and its pullback: d -> dx_t. A network's pullback adds to
-            its parameters' gradients too; set them to zero afterwards.
-        x: (N, ...), at the last stop.
-        stops: from noise to data, as for sampling.
-        divergence: `exact_divergence`, or `hutchinson(probe)`.
+        x: (N, ...), at `start`.
+        slope: du/dς (N, ...).
+        start, end: the stops.
 
     Returns:
-        log p(x): (N,), nats.
-        x_T: (N, ...), the noise that the flow makes into x.
+        (N, ...), √ᾱ_end (x/√ᾱ_start + (ς_end - ς_start) slope).
 
-    Raises:
-        ValueError: the levels of the stops do not rise strictly, or there is no stop.
-
-    Source: [Song 2020]
+    Source: SCORE-7, [Karras 2022]
     """
-
-    def slopes(x, stop):
-        if stop.level == 0.0:
-            return namespace(x).zeros_like(x), 0.0
-        eps, pullback = epsilon(x, stop)
-        return eps, divergence(pullback, x)
-
-    swelling = 0.0
-    for there, here in reversed(_pairs(stops)):
-        first, spread = slopes(x, here)
-        second, spread_there = slopes(_along(x, first, here, there), there)
-        x = _along(x, 0.5 * (first + second), here, there)
-        stretch = asinh(there.sigma) - asinh(here.sigma)
-        swelling = swelling + 0.5 * stretch * (spread + spread_there)
-    rescaled = 0.5 * prod(x.shape[1:]) * (stops[0].level - stops[-1].level)
-    return example_sum(normal_log_pdf(x)) + rescaled + swelling, x
-
-
-def hutchinson(probe) -> Callable:
-    """Hutchinson's estimate vᵀ J v of a divergence tr J, unbiased where E v vᵀ = I.
-
-    Args:
-        probe: v (N, ...), such as signs ±1 or N(0, I), the same along the whole flow.
-
-    Returns:
-        (pullback, x) -> (N,).
-
-    Source: [Song 2020]
-    """
-    return lambda pullback, x: example_sum(probe * pullback(probe))
-
-
-def exact_divergence(pullback: Callable, x):
-    """tr J = Σ_j e_jᵀ J e_j, with one pullback for each of the D dimensions.
-
-    Args:
-        pullback: d (N, ...) -> Jᵀ d (N, ...).
-        x: (N, ...), where J was taken.
-
-    Returns:
-        (N,).
-
-    Source: [Song 2020]
-    """
-    xp, dims = namespace(x), prod(x.shape[1:])
-    units = xp.reshape(xp.eye(dims, dtype=x.dtype, device=x.device), (dims, *x.shape[1:]))
-    probes = (xp.broadcast_to(units[j, ...], x.shape) for j in range(dims))
-    return sum(hutchinson(probe)(pullback, x) for probe in probes)
-
-
-def _along(x, slope, start: Stop, end: Stop):
-    """x at `end`, where u = x/√ᾱ has gone from `start` along a straight line in ς."""
     growth = exp(0.5 * (end.level - start.level))
     return growth * x + exp(0.5 * end.level) * (end.sigma - start.sigma) * slope
 
 
-def _pairs(stops: Sequence[Stop]) -> list[tuple[Stop, Stop]]:
-    """Neighbours, from noise to data."""
-    pairs = list(pairwise(stops))
-    if len(stops) == 0 or not all(now.level < before.level for now, before in pairs):
+def pairs(stops: Sequence[Stop]) -> list[tuple[Stop, Stop]]:
+    """Neighbouring stops (t, s), from noise to data.
+
+    Raises:
+        ValueError: the levels of the stops do not rise strictly, or there is no stop.
+    """
+    found = list(pairwise(stops))
+    if len(stops) == 0 or not all(now.level < before.level for now, before in found):
         levels = [stop.level for stop in stops]
         raise ValueError(f"stops go from noise to data, so their levels must rise, got {levels}")
-    return pairs
+    return found

@@ -363,6 +363,18 @@ def test_a_sampler_is_told_what_training_reads(way, variance):
         np.testing.assert_allclose(told.logvar, logvar, rtol=1e-12)
 
 
+@pytest.mark.equation("DDPM-14")
+@pytest.mark.parametrize("way", [w for w in WAYS if not isinstance(w, p.Mean)])
+@given(seeds())
+def test_the_flow_is_that_of_the_sampler_s_noise_and_has_its_slope(way, seed):
+    model, params = small(way, LearnedVariance(FIRST), seed=seed)
+    stops, x_t = model.stops(STEPS)[::-1], normals(seed, 3, 3)
+    told = model.denoise(x_t, stops[4], stops[3])
+    np.testing.assert_allclose(model.flow(x_t, stops[4])[0], told.epsilon, rtol=1e-12)
+    with params.frozen():
+        oracle.check_pullback(lambda x: model.flow(x, stops[4]), x_t)
+
+
 @pytest.mark.equation("DDPM-16")
 @given(st.integers(1, STEPS))
 def test_stops_are_the_schedule_s_at_spaced_times(count):

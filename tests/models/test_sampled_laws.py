@@ -11,6 +11,7 @@ from scipy.special import ndtr, ndtri
 from scratchgen.core.streams import Stream
 from scratchgen.maths.densities import Mixture
 from scratchgen.maths.planar import eight_gaussians
+from scratchgen.models import flow
 from scratchgen.models import samplers as s
 from scratchgen.models.samplers import Stop
 from scratchgen.testing.diffusion_worlds import GaussianDiffusion
@@ -111,7 +112,7 @@ def test_the_order_of_the_flow_in_the_plane(step, order):
 def density_errors(epsilon, x, truth, counts, last=0.0):
     """|log p(x) - truth| with the exact divergence, for every number of steps."""
     logs = [
-        s.flow_log_density(epsilon, x, even(count, least=last), s.exact_divergence)[0]
+        flow.flow_log_density(epsilon, x, even(count, least=last), flow.exact_divergence)[0]
         for count in counts
     ]
     return np.asarray([np.abs(log - truth).max() for log in logs])
@@ -128,8 +129,8 @@ def test_the_density_of_the_flow_of_normal_data(last):
     errors = density_errors(flow_of_normal(world), x, truth, (40, 80, 160), last)
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 2.0, atol=0.1)
     assert errors[-1] < 0.004
-    at = (flow_of_normal(world), x, even(160, least=last), s.exact_divergence)
-    encoded = s.flow_log_density(*at)[1]
+    at = (flow_of_normal(world), x, even(160, least=last), flow.exact_divergence)
+    encoded = flow.flow_log_density(*at)[1]
     np.testing.assert_allclose(encoded, (x - model.mean) / np.sqrt(model.variances), atol=0.002)
 
 
@@ -141,7 +142,7 @@ def test_the_density_of_the_flow_of_a_mixture_is_that_of_the_mixture(law):
     """
     x = law.sample(8, Stream(1, NUMPY))
     rough, middle, fine = (
-        s.flow_log_density(flow_of_mixture(law), x, even(count, 9.0), s.exact_divergence)[0]
+        flow.flow_log_density(flow_of_mixture(law), x, even(count, 9.0), flow.exact_divergence)[0]
         for count in (160, 320, 640)
     )
     ratio = np.linalg.norm(rough - middle) / np.linalg.norm(middle - fine)
@@ -153,8 +154,8 @@ def test_a_flow_that_does_nothing_has_the_density_of_the_noise():
     """ε̂ = 0 keeps u = x/√ᾱ, so x is N(0, ᾱ/ᾱ_T) whatever the stops."""
     x, levels = normals(2, 3, 2, 2), (-3.0, -1.0, -0.5)
     still = lambda x, stop: (0.0 * x, lambda d: 0.0 * d)
-    got, x_last = s.flow_log_density(
-        still, x, [Stop(i, level) for i, level in enumerate(levels)], s.exact_divergence
+    got, x_last = flow.flow_log_density(
+        still, x, [Stop(i, level) for i, level in enumerate(levels)], flow.exact_divergence
     )
     variance = exp(2.5)
     want = -0.5 * (x**2 / variance + np.log(2.0 * np.pi * variance)).sum(axis=(1, 2))
@@ -166,15 +167,18 @@ def test_a_flow_that_does_nothing_has_the_density_of_the_noise():
 def test_the_exact_divergence_is_the_trace(seed):
     matrix, x = normals(seed, 6, 6), normals(seed + 1, 4, 3, 2)
     pullback = lambda d: (d.reshape(4, 6) @ matrix).reshape(d.shape)
-    np.testing.assert_allclose(s.exact_divergence(pullback, x), np.trace(matrix), atol=1e-12)
+    np.testing.assert_allclose(flow.exact_divergence(pullback, x), np.trace(matrix), atol=1e-12)
 
 
 @given(seeds())
 def test_one_sign_tells_the_whole_divergence_on_the_line(seed):
     x = normals(seed, 5, 1)
     at = (flow_of_mixture(TWO), x, even(10))
-    exact, sign = s.flow_log_density(*at, s.exact_divergence), np.sign(normals(seed + 1, 5, 1))
-    estimated = s.flow_log_density(*at, s.hutchinson(sign))
+    exact, sign = (
+        flow.flow_log_density(*at, flow.exact_divergence),
+        np.sign(normals(seed + 1, 5, 1)),
+    )
+    estimated = flow.flow_log_density(*at, flow.hutchinson(sign))
     np.testing.assert_allclose(estimated[0], exact[0], rtol=1e-12)
     np.testing.assert_array_equal(estimated[1], exact[1])
 
@@ -182,8 +186,8 @@ def test_one_sign_tells_the_whole_divergence_on_the_line(seed):
 def test_hutchinsons_estimate_is_unbiased():
     """With signs, plainly; with normal probes exactly, for it is a quadratic in them."""
     at = (flow_of_mixture(TILTED), np.asarray([[0.4, -0.3]]), even(8))
-    exact = s.flow_log_density(*at, s.exact_divergence)[0][0]
-    estimate = lambda probe: s.flow_log_density(*at, s.hutchinson(probe))[0]
+    exact = flow.flow_log_density(*at, flow.exact_divergence)[0][0]
+    estimate = lambda probe: flow.flow_log_density(*at, flow.hutchinson(probe))[0]
 
     def controlled(n, look):
         probe = noise(2, look, n, 2)
@@ -201,7 +205,7 @@ def test_sampling_undoes_encoding():
     for count in (80, 160, 320):
         stops = even(count)
         flow = flow_of_mixture(TILTED)
-        _, x_last = s.flow_log_density(flow, x, stops, s.exact_divergence)
+        _, x_last = flow.flow_log_density(flow, x, stops, flow.exact_divergence)
         back = s.generate(perfect_score(TILTED), s.flow_heun, x_last, stops)
         errors.append(np.abs(back - x).max())
     assert np.all(np.log2(np.divide(errors[:-1], errors[1:])) > 1.8)

@@ -19,6 +19,7 @@ from scratchgen.maths.gamma import level_from_gamma
 from scratchgen.maths.parameterisations import Epsilon, reverse_mean
 from scratchgen.maths.schedules import Schedule
 from scratchgen.maths.score import probability_flow_drift, reverse_step, score_from_eps
+from scratchgen.models import flow
 from scratchgen.models import samplers as s
 from scratchgen.models.samplers import CLEAN, Prediction, Stop
 from scratchgen.testing.diffusion_worlds import GaussianDiffusion
@@ -427,7 +428,7 @@ def test_stops_must_go_from_noise_to_data(levels):
     with pytest.raises(ValueError, match=said):
         s.trajectory(Say(0.0), s.ancestral, x, stops)
     with pytest.raises(ValueError, match=said):
-        s.flow_log_density(lambda x, stop: (x, lambda d: d), x, stops, s.exact_divergence)
+        flow.flow_log_density(lambda x, stop: (x, lambda d: d), x, stops, flow.exact_divergence)
 
 
 def flow_map(world, stops, x):
@@ -528,8 +529,8 @@ def test_every_backend_has_the_same_flow_density(born, estimated):
         rows_of = lambda a: namespace(a).reshape(a, (-1, 6))
         epsilon = lambda x, stop: (0.2 * through(x, mix), lambda d: 0.2 * through(d, mix.T))
 
-        by = s.hutchinson(make(probe)) if estimated else s.exact_divergence
-        return s.flow_log_density(epsilon, make(x), stops, by)
+        by = flow.hutchinson(make(probe)) if estimated else flow.exact_divergence
+        return flow.flow_log_density(epsilon, make(x), stops, by)
 
     for got, want in zip(found(born.asarray), found(NUMPY.asarray), strict=True):
         assert got.dtype == born.asarray(x).dtype

@@ -27,8 +27,9 @@ from scratchgen.maths.reverse_variance import (
     StepVariance,
 )
 from scratchgen.maths.schedules import Schedule
-from scratchgen.metrics.likelihood import ddpm_bounds, mean_and_error
+from scratchgen.metrics.likelihood import ddpm_bounds, in_batches, mean_and_error
 from scratchgen.models.ddpm import Ddpm, draw_steps, noise_shares
+from scratchgen.models.flow import exact_divergence, flow_log_density
 from scratchgen.models.samplers import Denoiser, Stop, clipped
 from scratchgen.models.vdm import low_discrepancy
 
@@ -43,6 +44,7 @@ TIMES: dict[str, Callable[[Schedule], np.ndarray]] = {
 }
 OBJECTIVES = ("simple", "bound", "hybrid")
 BOUND_IN_HYBRID = 1e-3  # the weight of the whole bound, T terms, beside one squared error
+FLOW_STEPS = 250
 PILOT, PILOT_DRAWS = 256, 64  # training examples, and steps of each, that set the optimal variance
 
 
@@ -169,8 +171,25 @@ class DdpmRecipe(DiffusionRecipe):
             "elbo_nats": -own["negative_elbo_nats"],
             "steps_per_example": min(draws, schedule.steps - 1) + 1,
             "by_variance": by_variance,
+            **(self._flow_density(part) if self.fitted.levels is None else {}),
             "course": {"t": list(range(1, schedule.steps + 1)), **course},
             "baselines": self.baselines(part),
+        }
+
+    def _flow_density(self, part) -> dict[str, float]:
+        """-log p of the probability flow from N(0, I), in bits per dimension."""
+        stops = self.model.stops(min(FLOW_STEPS, self.config.timesteps))
+        with self.params.frozen():
+            nats = in_batches(
+                lambda x: flow_log_density(self.model.flow, x, stops, exact_divergence)[0],
+                self.examples(part),
+                self.at_once,
+            )
+        mean, error = mean_and_error(-nats.astype(np.float64))
+        return {
+            "flow_bits_per_dim": bits_per_dim(mean, self.dims),
+            "flow_bits_per_dim_standard_error": bits_per_dim(error, self.dims),
+            "flow_steps": len(stops) - 1,
         }
 
     def _terms(self, name: str, found: dict, variance: ReverseVariance) -> dict[str, float]:
@@ -223,9 +242,11 @@ class DdpmRecipe(DiffusionRecipe):
             cells = [*nats, *([] if constants is None else [constants])]
             bits = f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_standard_error']:.4f}"
             lines.append(f"{name:20}{bits:>16}" + "".join(f"{value:16.4f}" for value in cells))
-        lines.append(
-            "terms in nats per example; Σ C_t is what the variance costs whatever the net says"
-        )
+        lines.append("terms in nats per example; Σ C_t is paid whatever the net says")
+        if "flow_bits_per_dim" in result:
+            error = result["flow_bits_per_dim_standard_error"]
+            bits = f"{result['flow_bits_per_dim']:.4f} ± {error:.4f}"
+            lines.append(f"{'probability flow':20}{bits:>16}, {result['flow_steps']} Heun steps")
         return [*lines, *without_a_model(result)]
 
     def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
