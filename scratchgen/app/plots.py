@@ -213,6 +213,135 @@ def moving_picture(path: Path, frames: Sequence[np.ndarray], columns: int) -> No
         )
 
 
+def heat_maps(
+    path: Path,
+    t: np.ndarray,
+    x: np.ndarray,
+    panels: dict[str, np.ndarray],
+    labels: Sequence[str],
+    title: str,
+) -> None:
+    """Densities on a line over time, side by side on one scale: each column is the law at one t.
+
+    Args:
+        path: the .png to write.
+        t: (m,), the moments, evenly spaced.
+        x: (n,), rising and evenly spaced, the places.
+        panels: label -> (n, m) densities, of x at t.
+        labels: of t, of x and of the densities.
+        title: above the picture.
+    """
+    figure, axes = _figure(4.3 * len(panels) + 0.7, 3.9, len(panels))
+    half_t, half_x = 0.5 * (t[1] - t[0]), 0.5 * (x[1] - x[0])
+    extent = (t[0] - half_t, t[-1] + half_t, x[0] - half_x, x[-1] + half_x)
+    highest = max(float(values.max()) for values in panels.values())
+    for axis, (label, values) in zip(axes, panels.items(), strict=True):
+        shown = axis.imshow(
+            values,
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            interpolation="nearest",
+            vmin=0.0,
+            vmax=highest,
+        )
+        axis.set_xlabel(labels[0])
+        axis.set_title(label, fontsize=9)
+    axes[0].set_ylabel(labels[1])
+    figure.colorbar(shown, ax=list(axes), label=labels[2], pad=0.02)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def score_fields(
+    path: Path,
+    points: np.ndarray,
+    fields: dict[str, Sequence[np.ndarray]],
+    densities: Sequence[np.ndarray],
+    labels: Sequence[str],
+    title: str,
+) -> None:
+    """Fields of arrows over densities: a row for each way to know them, a column for each density.
+
+    An arrow for s has the length √|s|, so that both the flanks and the inside of a density can be
+    read; in a column all arrows are drawn to one scale.
+
+    Args:
+        path: the .png to write.
+        points: (n, n, 2), a square grid; row i holds the points of one height, rising with i.
+        fields: label -> one (n, n, 2) for each column; about 20 × 20 of its arrows are drawn.
+        densities: one (n, n) for each column.
+        labels: one for each column.
+        title: above the picture.
+    """
+    rows, columns, every = len(fields), len(labels), -(-len(points) // 20)
+    figure, axes = _figure(3.5 * columns + 0.3, 3.5 * rows + 0.6, columns, rows)
+    chosen = (slice(every // 2, None, every),) * 2
+    (left, low), (right, high) = points[0, 0], points[-1, -1]
+    apart = every * (right - left) / (len(points) - 1)
+    for j, (density, *column) in enumerate(zip(densities, *fields.values(), strict=True)):
+        arrows = [_rooted(field[chosen]) for field in column]
+        longest = max(float(np.hypot(*arrow.T).max()) for arrow in arrows)
+        for axis, arrow in zip(axes[j::columns], arrows, strict=True):
+            axis.imshow(
+                density,
+                origin="lower",
+                extent=(left, right, low, high),
+                cmap="Oranges",
+                vmin=0.0,
+                vmax=1.6 * density.max(),
+                interpolation="bilinear",
+            )
+            axis.quiver(
+                *points[chosen].T,
+                *arrow.T,
+                color=COLOURS[0],
+                angles="xy",
+                scale_units="xy",
+                scale=longest / (1.5 * apart),
+                width=0.004,
+            )
+            axis.tick_params(labelsize=7)
+        axes[j].set_title(labels[j], fontsize=9)
+    for i, name in enumerate(fields):
+        axes[i * columns].set_ylabel(name, fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _rooted(arrows: np.ndarray) -> np.ndarray:
+    """Arrows (..., 2) of length √|s| for s."""
+    length = np.linalg.norm(arrows, axis=-1, keepdims=True)
+    return arrows / np.sqrt(np.maximum(length, np.finfo(arrows.dtype).tiny))
+
+
+def panels_over_time(
+    path: Path,
+    t: np.ndarray,
+    panels: dict[str, dict[str, np.ndarray]],
+    x_label: str,
+    title: str,
+) -> None:
+    """Quantities over time side by side, each with curves of one unit, on ordinary scales.
+
+    Args:
+        path: the .png to write.
+        t: (n,), where the curves are known.
+        panels: quantity and unit -> label -> (n,) values; a label has one colour in all panels.
+        x_label: what t is.
+        title: above the picture.
+    """
+    figure, axes = _figure(4.4 * len(panels), 3.8, len(panels))
+    for axis, (unit, curves) in zip(axes, panels.items(), strict=True):
+        for i, (label, values) in enumerate(curves.items()):
+            axis.plot(t, values, color=COLOURS[i], linewidth=1.4, label=label)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(unit)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
 def _density_of(points: np.ndarray, reach: float, side: int = 160) -> np.ndarray:
     """How many points (n, 2) lie in each cell of a square, dark on light: (side, side, 1)."""
     edges = np.linspace(-reach, reach, side + 1)
@@ -229,13 +358,13 @@ def _scatter(axes, points: np.ndarray, reach: float, title: str) -> None:
     axes.set_title(title, fontsize=8)
 
 
-def _figure(width: float, height: float, panels: int = 0):
-    """A figure, and its axes: one, or as many beside each other as there are panels."""
+def _figure(width: float, height: float, panels: int = 0, rows: int = 1):
+    """A figure, and its axes: one, or rows of as many beside each other as there are panels."""
     from matplotlib.figure import Figure  # half a second to import
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     if panels:
-        return figure, figure.subplots(1, panels, squeeze=False)[0]
+        return figure, figure.subplots(rows, panels, squeeze=False).ravel()
     return figure, figure.add_subplot()
 
 
