@@ -9,7 +9,15 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # make_digits.py needs scikit-learn and rewrites the data set, so it is not run here
 SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "make_digits")
-UNITS = {"autoencoder_pca": "squared error", "linear_vae": "nats", "vae_digits": "bits/dim"}
+UNITS = {
+    "autoencoder_pca": "squared error",
+    "ddpm_densities": "nats",
+    "ddpm_digits": "bits/dim",
+    "forward_densities": "total variation",
+    "linear_vae": "nats",
+    "vae_digits": "bits/dim",
+    "vdm_digits": "bits/dim",
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)

@@ -298,7 +298,7 @@ def score_fields(
                 color=COLOURS[0],
                 angles="xy",
                 scale_units="xy",
-                scale=longest / (1.5 * apart),
+                scale=(longest or 1.0) / (1.5 * apart),
                 width=0.004,
             )
             axis.tick_params(labelsize=7)
