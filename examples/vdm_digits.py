@@ -65,10 +65,10 @@ def measure(model: Vdm, x: np.ndarray, stream: Stream) -> dict:
     mean, error = mean_and_error(sum(bits_per_dim(found[name], 64) for name in TERMS))
     print(f"-ELBO {mean:.4f} ± {error:.4f}")
     x, noise = np.concatenate([x] * 4), stream.at("spread")
-    t, (eps, eps0) = low_discrepancy(noise.uniform((1,)), len(x)), noise.normal((2, *x.shape))
-    one, at_t = model.loss(x, t, eps, eps0)[0][1].std(), found["over_time"].std()
-    print(f"  standard deviation of the diffusion term, nats: {at_t:.1f} of its mean at t over t,")
-    print(f"  {one:.1f} of one draw of digit, t and noise")
+    t, eps = low_discrepancy(stream.at("t").uniform((1,)), len(x)), noise.normal((2, *x.shape))
+    one, at_t = model.loss(x, t, *eps)[0][1].std(), found["over_time"].std()
+    print(f"  standard deviation of the diffusion term: {at_t:.1f} nats over t, of its means at t;")
+    print(f"  {one:.1f} nats over single draws of digit, t and noise")
     return {"gamma": gamma[2:], **found}
 
 
