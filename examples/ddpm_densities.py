@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app.plots import score_fields, strip
+from scratchgen.app.diffusion_plots import score_fields, strip
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app.plots import image_grid, strip
+from scratchgen.app.diffusion_plots import strip
+from scratchgen.app.plots import image_grid
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
@@ -62,8 +63,7 @@ def print_bound(model: Ddpm, x: np.ndarray, stream: Stream) -> None:
     for name in variances:
         terms = [found["prior"], found[f"transitions/{name}"], found[f"reconstruction/{name}"]]
         bits = [mean_and_error(bits_per_dim(nats, 64)) for nats in (*terms, sum(terms))]
-        cells = "".join(f"{mean:10.5f}" for mean, _ in bits)
-        print(f"{'':14}{cells} ± {bits[-1][1]:.5f}, σ² = {name}")
+        print(f"σ² = {name:8} {''.join(f'{b:10.5f}' for b, _ in bits)} ± {bits[-1][1]:.5f}")
 
 
 def draw(model: Ddpm, x: np.ndarray, out: Path, stream: Stream) -> None:
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/example-ddpm-digits"))
-    parser.add_argument("--steps", type=int, default=3000, help="of training")
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
     parser.add_argument("--smoke", action="store_true", help="a few steps only")
     given = parser.parse_args()
     stream = Stream(given.seed, backend("numpy"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app.plots import heat_maps
+from scratchgen.app.diffusion_plots import heat_maps
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
 from scratchgen.maths.densities import Mixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app.plots import panels_over_time
+from scratchgen.app.diffusion_plots import panels_over_time
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/example-vdm-digits"))
-    parser.add_argument("--steps", type=int, default=2400, help="of training, for each of the two")
+    parser.add_argument("--steps", type=int, default=1200, help="of training, for each of the two")
     parser.add_argument("--smoke", action="store_true", help="a few steps only")
     given = parser.parse_args()
     stream = Stream(given.seed, backend("numpy"))

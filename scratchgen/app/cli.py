@@ -17,7 +17,7 @@ from typing import NoReturn
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app import commands, reproduce
+from scratchgen.app import commands, quality, reproduce, sampling
 from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
@@ -214,7 +214,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     found = {}
     if given.samples is not None:
         n, seed = given.samples, given.seed
-        found["quality"] = commands.quality(
+        found["quality"] = quality.quality(
             given.run, given.part, n, seed, options, given.classifier
         )
     result = commands.evaluate(given.run, given.part, given.draws, given.data) | found
@@ -227,7 +227,7 @@ def _run(given: argparse.Namespace) -> int:
     elif given.command == "train":
         _train(given)
     elif given.command == "sample":
-        print(commands.sample(given.run, given.n, given.seed, _sampling_given(given)))
+        print(sampling.sample(given.run, given.n, given.seed, _sampling_given(given)))
     elif given.command == "evaluate":
         _evaluate(given)
     elif given.command == "info" and given.schedule is not None:

@@ -1,14 +1,21 @@
 """How good samples are: distances to real data beside their floors, `evaluate RUN --samples N`."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 
+from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
-from scratchgen.app.recipes.data import PLANAR
+from scratchgen.app.recipes.data import PLANAR, load
+from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
 from scratchgen.metrics.coverage import class_score
 from scratchgen.metrics.samples import LEAST, compare
+from scratchgen.training.fit import NotFinite
+from scratchgen.training.progress import say
 
 MEASURED = ("data", "size", "colour", "crop")  # what a judge must share with the run it judges
 
@@ -141,3 +148,69 @@ def quality_report(found: dict) -> list[str]:
             f"{facts['accuracy']:.4f}"
         )
     return lines
+
+
+def quality(
+    folder: Path,
+    part: str,
+    n: int,
+    seed: int = 0,
+    given: dict | None = None,
+    classifier: Path | None = None,
+) -> dict:
+    """How good n samples of a run are, beside real data.
+
+    Args:
+        folder: the run.
+        part: the held-out part to compare with.
+        n, seed, given: as for `sample`.
+        classifier: a run of `train classifier` whose features to compare; one is trained unless
+            given.
+
+    Raises:
+        ValueError: a number is outside its range, or the classifier does not fit the run.
+        NotFinite: a measure is not finite.
+    """
+    recipe = runs.load_run(folder)
+    examples, options = examples_of(recipe, part, None), sampling_options(recipe, given or {})
+    require_enough(recipe, examples, n)
+    if classifier is not None:
+        judge: ClassifierRecipe | None = require_same_data(runs.load_run(classifier), recipe)
+    else:
+        if can_be_judged(recipe):
+            say("training a small classifier to judge the samples; or name one: --classifier RUN")
+        judge = judge_for(recipe)
+    found = sample_quality(recipe, examples, n, seed, options, judge)
+    require_finite(folder, found)
+    return found
+
+
+def examples_of(recipe: Recipe, part: str, data: str | None):
+    """One part of a run's data, or of other data that fit it."""
+    if data is not None:
+        examples = load(replace(recipe.config, data=data), part)
+        theirs, ours = (examples.shape, examples.levels), (recipe.shape, recipe.fitted.levels)
+        if theirs != ours:
+            raise ValueError(
+                f"the run takes examples of shape {ours[0]} with {ours[1]} levels; {data} has "
+                f"{theirs[0]} with {theirs[1]}"
+            )
+        return examples
+    if part == "validation" and not recipe.config.hold_out:
+        raise ValueError("this run was trained on the validation part; train with --hold-out first")
+    return recipe.part(part)
+
+
+def require_finite(folder: Path, measures: dict) -> None:
+    odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
+    if odd:
+        raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")
+
+
+def _numbers(value) -> list[float]:
+    """Every number in nested lists and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers(each)]
+    return [value] if isinstance(value, int | float) else []

@@ -89,6 +89,17 @@ def read_recipe(run: Path) -> Recipe:
         raise RunError(f"{path} cannot be used: {error}") from error
 
 
+def load_run(folder: Path) -> Recipe:
+    """A trained run with its averaged weights in place.
+
+    Raises:
+        RunError, CheckpointError: the folder or its checkpoint cannot be used.
+    """
+    recipe = read_recipe(folder)
+    recipe.use_average(folder / "checkpoint.npz")
+    return recipe
+
+
 def require_same_examples(run: Path, recipe: Recipe) -> None:
     """Refuse to train on with other examples than the run began with.
 

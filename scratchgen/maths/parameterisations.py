@@ -48,7 +48,7 @@ class Parameterisation(ABC):
         Returns:
             (N, ...), per unit of log ᾱ.
 
-        Source: DDPM-14, [Kingma 2021]
+        Source: [Kingma 2021]
         """
         signal, noise = signal_and_noise(now, x_t)
         clean, _ = self.clean(output, x_t, now, before)
@@ -114,7 +114,10 @@ class Epsilon(Affine):
         return (-n / s, 1.0 / s), (xp.ones_like(s), xp.zeros_like(s))
 
     def clean_slope(self, output, x_t, now, before):
-        """½ (s/n) ε̂ - ½ x̂₀."""
+        """½ (s/n) ε̂ - ½ x̂₀.
+
+        Source: [Kingma 2021]
+        """
         return 0.5 * (_ratio(now, x_t) * output - self.clean(output, x_t, now, before)[0])
 
     def target(self, x0, eps, now, before):
@@ -135,7 +138,10 @@ class Clean(Affine):
         return (xp.ones_like(s), xp.zeros_like(s)), (-s / n, 1.0 / n)
 
     def clean_slope(self, output, x_t, now, before):
-        """0: the output is x̂₀ at every level."""
+        """0: the output is x̂₀ at every level.
+
+        Source: [Kingma 2021]
+        """
         return 0.0 * output
 
     def target(self, x0, eps, now, before):
@@ -155,7 +161,10 @@ class Velocity(Affine):
         return (-n, s), (s, n)
 
     def clean_slope(self, output, x_t, now, before):
-        """½ (s/n) ε̂."""
+        """½ (s/n) ε̂.
+
+        Source: [Kingma 2021]
+        """
         return 0.5 * _ratio(now, x_t) * self.epsilon(output, x_t, now, before)[0]
 
     def target(self, x0, eps, now, before):
@@ -176,7 +185,10 @@ class Score(Affine):
         return (n * n / s, 1.0 / s), (-n, namespace(n).zeros_like(n))
 
     def clean_slope(self, output, x_t, now, before):
-        """(s/n) ε̂ - ½ x̂₀."""
+        """(s/n) ε̂ - ½ x̂₀.
+
+        Source: [Kingma 2021]
+        """
         epsilon, _ = self.epsilon(output, x_t, now, before)
         return _ratio(now, x_t) * epsilon - 0.5 * self.clean(output, x_t, now, before)[0]
 
@@ -197,7 +209,10 @@ class Mean(Affine):
         return (1.0 / c0, -c / c0), (-s / (n * c0), (1.0 + s * c / c0) / n)
 
     def clean_slope(self, output, x_t, now, before):
-        """s_s s² n_s²/m² ŷ - n_s² s (½/m + s²/m²) x_t, with s_s, n_s at `before`, m = s_s² - s²."""
+        """s_s s² n_s²/m² ŷ - n_s² s (½/m + s²/m²) x_t, with s_s, n_s at `before`, m = s_s² - s².
+
+        Source: [Kingma 2021]
+        """
         (s, _), (s_s, n_s) = _signal_and_noise(now), _signal_and_noise(before)
         noise, m = n_s * n_s, s_s * s_s - s * s
         on_output = s_s * s * s * noise / (m * m)
@@ -286,7 +301,10 @@ class KWay(Parameterisation):
         return clean, pullback
 
     def clean_slope(self, output, x_t, now, before):
-        """(s/n²) (½ + SNR) x_t Var x_k - ½ (SNR/n²) Cov(x_k, x_k²), both under p_k."""
+        """(s/n²) (½ + SNR) x_t Var x_k - ½ (SNR/n²) Cov(x_k, x_k²), both under p_k.
+
+        Source: [Kingma 2021]
+        """
         xp, (signal, noise) = namespace(output), signal_and_noise(now, x_t)
         p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)
         moved = p * (centres - xp.sum(p * centres, axis=-1)[..., None])

@@ -89,8 +89,8 @@ class OptimalVariance(ReverseVariance):
         """log (β̃ + c₀² E(x_0 - x̂₀)²)."""
         xp = namespace(now)
         levels, errors = (xp.asarray(a, device=now.device) for a in (self.levels, self.errors))
-        place = xp.searchsorted(-levels, -now)
-        error = xp.take(errors, xp.clip(place, 1, levels.shape[0] - 1))
+        place = xp.clip(xp.searchsorted(-levels, -now), 1, errors.size - 1)
+        error = xp.take(errors, place)
         return _filled(optimal_variance(error, now, before, 1), x_t), lambda d: None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from scratchgen.core.arrays import example_sum, namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
+from scratchgen.models.vdm import on_grid
 
 NUMBERS = 64 * 64  # in the examples that are looked at together, where one has no more
 CHUNK = 32  # latent samples at once
@@ -88,18 +89,22 @@ def spread_times(n: int, draws: int, first: int, count: int, shift: float) -> np
     return (np.arange(draws)[:, None] + place) / draws
 
 
-def vdm_bounds(vdm, x, stream: Stream, draws: int) -> dict[str, np.ndarray]:
-    """Every example's terms of -ELBO under a VDM in continuous time, and their course over time.
+def vdm_bounds(
+    vdm, x, stream: Stream, draws: int, steps: int | None = None
+) -> dict[str, np.ndarray]:
+    """Every example's terms of -ELBO under a VDM, and their course over time.
 
     Args:
         vdm: a models.vdm.Vdm.
         x: (N, ...), data on the model's backend.
         stream: draws the noise; that of an example depends on its index only.
         draws: times per example, and of the noise in every term.
+        steps: T of the discrete bound, or None for continuous time.
 
     Returns:
         Host arrays: "prior", "diffusion", "reconstruction", each (N,), nats, whose sum is -ELBO;
         "time" and "over_time", each (draws,): the mean diffusion term in each part of [0, 1], nats.
+        The time is the middle of the part, with T steps the one at or behind it.
 
     Source: VDM-9, [Kingma 2021]
     """
@@ -110,13 +115,17 @@ def vdm_bounds(vdm, x, stream: Stream, draws: int) -> dict[str, np.ndarray]:
         times = spread_times(x.shape[0], draws, start, count, shift)
         for j, row in enumerate(times):
             t = stream.backend.asarray(row)
+            if steps is not None:
+                t = on_grid(t, steps)
             eps, eps0 = (draw.at(name, j).normal(some.shape) for name in ("eps", "eps0"))
-            found.append([to_host(v).astype(np.float64) for v in vdm.loss(some, t, eps, eps0)[0]])
+            looked, _ = vdm.loss(some, t, eps, eps0, steps)
+            found.append([to_host(term).astype(np.float64) for term in looked])
         terms = np.asarray(found)
         for values, term in zip(parts.values(), terms.mean(axis=0), strict=True):
             values.append(term)
         over_time += terms[:, 1].sum(axis=1) / x.shape[0]
     time = (np.arange(draws) + 0.5) / draws
+    time = time if steps is None else to_host(on_grid(time, steps))
     whole = {name: np.concatenate(values) for name, values in parts.items()}
     return {**whole, "time": time, "over_time": over_time}
 

@@ -130,12 +130,11 @@ class Ddpm(Module):
         logvar, logvar_pullback = chosen.logvar(of_variance, x_t, now, before)
         xp = namespace(clean)
         inner = before < 0.0
-        end = namespace(now).where(inner, before, 0.5 * now)  # any will do where it is not used
-        kl, kl_pullback = transition_kl(x, clean, logvar, now, end)
+        kl, kl_pullback = transition_kl(x, clean, logvar, now, _some_end(now, before))
         first, first_pullback = self._likelihood(x, x_t, said, clean, logvar, now)
 
         def pullback(d, d_variance):
-            zero = 0.0 * d
+            zero = xp.zeros_like(d)
             d_clean, _ = kl_pullback(xp.where(inner, d, zero))
             _, d_logvar = kl_pullback(xp.where(inner, d_variance, zero))
             d_said, d_first, _ = first_pullback(xp.where(inner, zero, d))
@@ -151,7 +150,7 @@ class Ddpm(Module):
         Source: DDPM-8, VDM-6
         """
         xp, last = namespace(x), float(self.schedule.log_alpha_bar[-1])
-        level = xp.full(x.shape[:1], last, dtype=xp.float64, device=x.device)
+        level = xp.full((x.shape[0],), last, dtype=xp.float64, device=x.device)
         return prior_kl(x, level)[0]
 
     def denoise(self, x_t, now: Stop, before: Stop) -> Prediction:
@@ -226,16 +225,22 @@ class Ddpm(Module):
             nll, nll_pullback = self.parameterisation.nll(x, said, x_t, now)
 
             def pullback(d):
-                return nll_pullback(per_example(d, nll)), 0.0 * clean, 0.0 * logvar
+                d_said = nll_pullback(per_example(d, nll))
+                return d_said, xp.zeros_like(clean), xp.zeros_like(logvar)
 
         else:
             h = xp.concat([clean, logvar], axis=-1)
             nll, nll_pullback = self.likelihood.nll(x, h)
 
             def pullback(d):
-                return 0.0 * said, *halves(nll_pullback(per_example(d, nll)))
+                return xp.zeros_like(said), *halves(nll_pullback(per_example(d, nll)))
 
         return example_sum(nll), pullback
+
+
+def _some_end(now, before):
+    """`before`, and where that is clean data some end of the step that has a divergence."""
+    return namespace(now).where(before < 0.0, before, 0.5 * now)
 
 
 def draw_steps(u, shares):

@@ -66,9 +66,9 @@ class Vdm(Module):
                 parameters' gradients. In continuous time the bound is blind to the interior of γ,
                 whose parameters get the gradient of Σ diffusion² instead: the least variance.
 
-        Source: VDM-9, VDM-1, [Kingma 2021]
+        Source: VDM-9, [Kingma 2021]
         """
-        xp, n = namespace(t), t.shape[0]
+        xp, n = namespace(t), x.shape[0]
         zero = zeros((1,), like=t)
         asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
         (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
@@ -170,7 +170,7 @@ class LevelDecoder:
     def nll(self, x, eps, level):
         """-log p(x | z₀) at z₀ = √ᾱ₀ x + √(1-ᾱ₀) ε.
 
-            log Σ_k e^(-½ (ρ (x - x_k) + ε)²) + ½ ε²,   ρ² = ᾱ₀/(1-ᾱ₀)
+            log Σ_k e^(-½ (ρ (x_k - x) - ε)²) + ½ ε²,   ρ² = ᾱ₀/(1-ᾱ₀)
 
         Args:
             x: (N, ...), on the centres of K bins of [-1, 1].
@@ -184,15 +184,15 @@ class LevelDecoder:
         Source: VDM-9, [Kingma 2021]
         """
         ratio = shaped(namespace(level).exp(0.5 * log_snr(level)), x)
-        apart = x[..., None] - self._centres(x)
-        gap = ratio[..., None] * apart + eps[..., None]
+        apart = _centres(self.levels, x) - x[..., None]
+        gap = ratio[..., None] * apart - eps[..., None]
         xp = namespace(gap)
         total = logsumexp(-0.5 * gap * gap)
 
         def pullback(d_nll):
             p = xp.exp(-0.5 * gap * gap - total[..., None])
-            slope = -xp.sum(p * gap * apart, axis=-1)
-            return d_nll * example_sum(slope * _ratio_slope(ratio, level, x))
+            growth = _ratio_slope(ratio, level, x)[..., None]
+            return -d_nll * example_sum(p * gap * apart * growth)
 
         return example_sum(total + 0.5 * eps * eps), pullback
 
@@ -204,15 +204,11 @@ class LevelDecoder:
         xp = namespace(z0)
         ratio = shaped(xp.exp(0.5 * log_snr(level)), z0)
         at = z0 / shaped(xp.exp(0.5 * level), z0)
-        gap = ratio[..., None] * (at[..., None] - self._centres(z0))
+        centres = _centres(self.levels, z0)
+        gap = ratio[..., None] * (at[..., None] - centres)
         log_p = -0.5 * gap * gap
         p = xp.exp(log_p - logsumexp(log_p)[..., None])
-        return xp.sum(p * self._centres(z0), axis=-1)
-
-    def _centres(self, like):
-        xp = namespace(like)
-        codes = xp.arange(self.levels, dtype=like.dtype, device=like.device)
-        return level_centres(codes, self.levels)
+        return xp.sum(p * centres, axis=-1)
 
 
 class NormalDecoder:
@@ -239,7 +235,8 @@ class NormalDecoder:
         nll = 0.5 * eps * eps + 0.5 * log(2.0 * pi) - xp.log(ratio)
 
         def pullback(d_nll):
-            return -d_nll * example_sum(_ratio_slope(ratio, level, x) / ratio + 0.0 * x)
+            growth = xp.broadcast_to(_ratio_slope(ratio, level, x) / ratio, x.shape)
+            return -d_nll * example_sum(growth)
 
         return example_sum(nll), pullback
 
@@ -267,6 +264,23 @@ def low_discrepancy(u, n: int, rows: slice | None = None):
     xp, chosen = namespace(u), rows or slice(0, n)
     i = xp.arange(chosen.start, chosen.stop, dtype=u.dtype, device=u.device)
     return (u + i / n) % 1.0
+
+
+def on_grid(t, steps: int):
+    """⌈T t⌉/T, where a time just at a grid point goes to the next: t (N,) in [0, 1) -> (N,).
+
+    Uniform times become the uniform steps 1/T, ..., 1 of the discrete bound.
+
+    Source: [Kingma 2021]
+    """
+    xp = namespace(t)
+    return (xp.clip(xp.floor(steps * t), 0.0, steps - 1.0) + 1.0) / steps
+
+
+def _centres(levels: int, like):
+    """The K centres of bins of [-1, 1], in the library and dtype of `like`."""
+    xp = namespace(like)
+    return level_centres(xp.arange(levels, dtype=like.dtype, device=like.device), levels)
 
 
 def _ratio_slope(ratio, level, like):

@@ -12,6 +12,11 @@ from tqdm import tqdm
 SILENT_SECONDS = 30.0
 
 
+def say(*words) -> None:
+    """A line for people; results for programs go to standard output alone."""
+    print(*words, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
     """A list that fills with the signals received, instead of an exception in mid-update."""
@@ -50,7 +55,7 @@ def progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str]
         interval, began = max(1, stop // 10), time.monotonic()
         said = began
 
-        def say(done: int, text: str) -> None:
+        def tell(done: int, text: str) -> None:
             nonlocal said
             now = time.monotonic()
             if done % interval == 0 or done == stop or now - said > SILENT_SECONDS:
@@ -59,4 +64,4 @@ def progress(start: int, stop: int, quiet: bool) -> Iterator[Callable[[int, str]
                     f"step {done}/{stop}  {now - began:.0f} s  {text}", file=sys.stderr, flush=True
                 )
 
-        yield say
+        yield tell

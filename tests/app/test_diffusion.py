@@ -15,7 +15,7 @@ from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig
 from scratchgen.app.recipes.data import PLANAR, density
 from scratchgen.app.recipes.ddpm import DdpmConfig, DdpmSampling
-from scratchgen.app.recipes.diffusion import DiffusionSampling
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling
 from scratchgen.app.recipes.vdm import VdmConfig
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import bits_per_dim
@@ -33,9 +33,10 @@ CONFIGS = [
     VdmConfig(**SMALL),
     VdmConfig(**SMALL, gamma="learned", predict="velocity", fourier=True, inject="additive"),
     VdmConfig(**POINTS, gamma="learned"),
+    VdmConfig(**SMALL, gamma="learned", timesteps=5, predict="epsilon"),
 ]
 KINDS = {DdpmConfig: DdpmRecipe, VdmConfig: VdmRecipe}
-NAMES = ["ddpm", "hybrid", "bound", "points", "vdm", "learned", "vdm points"]
+NAMES = ["ddpm", "hybrid", "bound", "points", "vdm", "learned", "vdm points", "vdm in steps"]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 
 
@@ -203,15 +204,22 @@ def test_a_vdm_is_measured_in_its_three_terms(config, run, capsys):
     recipe = made(config)
     recipe.use_average(folder / "checkpoint.npz")
     x = recipe.examples(recipe.part("test"))
-    terms = vdm_bounds(recipe.model, x, Stream(0, recipe.born).at("evaluate"), 3)
+    steps = config.timesteps or None
+    terms = vdm_bounds(recipe.model, x, Stream(0, recipe.born).at("evaluate"), 3, steps)
     for name in ("prior", "diffusion", "reconstruction"):
         assert found[f"{name}_nats"] == pytest.approx(float(terms[name].mean()))
     total = sum(found[f"{name}_nats"] for name in ("prior", "diffusion", "reconstruction"))
     assert -found["elbo_nats"] == pytest.approx(total)
     assert found["bits_per_dim"] == pytest.approx(bits_per_dim(total, recipe.dims))
-    (gamma, slope), _ = recipe.model.gamma(np.asarray(found["course"]["t"]))
+    t = np.asarray(found["course"]["t"])
+    (gamma, slope), _ = recipe.model.gamma(t)
     np.testing.assert_allclose(found["course"]["gamma"], gamma)
-    area = np.asarray(found["course"]["squared_error"]) * slope / 2.0
+    weight = slope / 2.0
+    if steps:
+        (before, _), _ = recipe.model.gamma(t - 1.0 / steps)
+        weight = 0.5 * steps * np.expm1(gamma - before)
+        np.testing.assert_allclose(t, [0.2, 0.6, 1.0])
+    area = np.asarray(found["course"]["squared_error"]) * weight
     assert float(area.mean()) == pytest.approx(found["diffusion_nats"])
     assert main(["evaluate", str(folder), "--draws", "3"]) == 0
     assert f"{found['bits_per_dim']:10.4f} ± " in capsys.readouterr().out
@@ -280,10 +288,23 @@ def test_a_trajectory_is_kept_from_noise_to_samples(config, run):
     np.testing.assert_array_equal(found["path"][-1], found["x"])
     noise = Stream(2, made(config).born).at("sample", "start").normal((5, made(config).dims))
     np.testing.assert_allclose(found["path"][0].reshape(5, -1), noise)
-    for name in ("samples.png", "trajectory.png", "trajectory.gif"):
+    for name in ("samples.png", "trajectory.png", "forward.png", "trajectory.gif"):
         assert (folder / "figures" / name).is_file()
     with Image.open(folder / "figures" / "trajectory.gif") as picture:
         assert picture.n_frames > 1
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4], CONFIGS[6]], ids=["ddpm", "vdm", "2d"])
+def test_the_forward_way_goes_from_training_examples_to_noise(config):
+    """Its last moment has the variance of the last level, its first that of the first."""
+    recipe = made(config)
+    drawn = recipe.sample(2, 3, recipe.sampling_type(steps=9, trajectory=True, sampler="ddim"))
+    assert len(drawn.forward) == len(drawn.path)
+    stops = recipe.stops(9)
+    x = recipe.fitted.x[: len(drawn.forward[0])]
+    for frame, stop in ((drawn.forward[0], stops[-1]), (drawn.forward[-1], stops[0])):
+        gap = frame - np.exp(0.5 * stop.level) * x
+        assert float(gap.var()) == pytest.approx(-np.expm1(stop.level), rel=0.15, abs=1e-12)
 
 
 def test_vdm_samples_of_images_are_the_decoder_s_means(run):
@@ -345,6 +366,7 @@ def test_a_judge_of_other_data_is_refused(run):
         (["ddpm", "--multipliers", "1,x"], "--multipliers must be whole numbers"),
         (["ddpm", "--net", "mlp", "--fourier"], "are for --net unet"),
         (["vdm", "--gamma-first", "6"], "need -20 ≤ --gamma-first < --gamma-last ≤ 20"),
+        (["vdm", "--timesteps", "-1"], "--timesteps must be at least 0"),
         (["vdm", "--predict", "mean"], "in continuous time a step has no mean"),
         (["vae", "--data", "moons"], "this model is for images; train ddpm or vdm"),
         (["classifier", "--data", "moons"], "a classifier is for images"),

@@ -96,7 +96,6 @@ def test_pullbacks(kind, seed, pair):
         oracle.check_pullback(lambda a, b, way=way: way(a, b, now, before), output, x_t)
 
 
-@pytest.mark.equation("DDPM-14")
 @pytest.mark.parametrize("kind", [*AFFINE, p.KWay(3)], ids=lambda kind: type(kind).__name__)
 @given(seeds(), sizes(3), transitions())
 def test_slopes_are_those_of_the_level(kind, seed, n, pair):

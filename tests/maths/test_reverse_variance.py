@@ -64,6 +64,7 @@ def test_the_optimal_variance_is_that_of_the_true_reverse_kernel(levels, seed):
         np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
+@pytest.mark.equation("DDPM-17")
 def test_between_the_table_s_levels_the_noisier_answers():
     levels, errors = np.asarray([0.0, -1.0, -2.0]), np.asarray([9.0, 0.1, 0.4])
     now, before = np.asarray([-0.5, -1.0, -1.5, -2.0, -7.0]), np.full(5, -0.25)

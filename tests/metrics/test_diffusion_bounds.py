@@ -103,16 +103,23 @@ def test_with_a_draw_for_every_step_each_term_is_looked_at_once(n):
 
 
 @pytest.mark.equation("DDPM-8")
-@given(st.integers(1, 5))
-def test_few_draws_are_weighted_up(draws):
-    """The sum over all examples' looks, times (T-1)/draws, at the steps that were looked at."""
-    model, x, stream = a_ddpm(), normals(1, 4, 3), Stream(5, NUMPY)
+@pytest.mark.equation("DDPM-9")
+@given(st.integers(1, 5), st.integers(1, 9))
+def test_few_draws_are_weighted_up(draws, n):
+    """Steps spread over the examples; the sum over an example's looks, times (T-1)/draws."""
+    model, x, stream = a_ddpm(), normals(1, n, 3), Stream(5, NUMPY)
+    last = SCHEDULE.steps
     found = likelihood.ddpm_bounds(model, x, stream, draws, VARIANCES)
-    assert found["count"][1] == 4
-    assert found["count"][2:].sum() == 4 * draws
-    looked = found["term/beta"][2:] * found["count"][2:]
-    weight = (SCHEDULE.steps - 1) / draws
-    assert found["transitions/beta"].sum() == pytest.approx(weight * float(looked.sum()))
+    shift = float(stream.at("shift").uniform((1,))[0])
+    times = likelihood.spread_times(n, draws, 0, n, shift)
+    steps = 2 + np.floor(times * (last - 1)).astype(int)
+    want = np.bincount(steps.ravel(), minlength=last + 1)
+    want[1] = n
+    np.testing.assert_array_equal(found["count"], want)
+    for name in VARIANCES:
+        looked = found[f"term/{name}"][2:] * found["count"][2:]
+        total = float(found[f"transitions/{name}"].sum())
+        assert total == pytest.approx((last - 1) / draws * float(looked.sum()))
 
 
 @pytest.mark.equation("DDPM-8")

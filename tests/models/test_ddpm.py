@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchgen.core.arrays import namespace
+from scratchgen.core.arrays import example_sum, namespace, per_example
 from scratchgen.core.module import Module, Parameter
+from scratchgen.layers.affine import Linear
 from scratchgen.maths import parameterisations as p
 from scratchgen.maths.diffusion_bound import (
     epsilon_weight,
@@ -222,56 +223,92 @@ def pixel_probabilities(model, x_1, output, centres) -> np.ndarray:
     return found
 
 
-@pytest.mark.equation("DDPM-12")
-@pytest.mark.equation("DDPM-13")
-@pytest.mark.equation("DDPM-15")
-@every_variance
-@every_way
-@given(seeds())
-def test_gradients_are_autograd_s(way, variance, seed):
-    model, params = small(way, variance, seed=seed)
-    x, eps = codes(seed, 4, 3), normals(seed + 1, 4, 3)
+class OnImages(Module):
+    """Every pixel through one linear layer, with the time beside it."""
 
-    def loss(x, eps):
-        terms, pullback = model.loss(x, T, eps)
-        return terms, lambda d, e: pullback(d, e, 0.0 * e)
+    def __init__(self, channels: int, width: int):
+        self.linear = Linear(channels + 1, width)
 
-    oracle.check_gradient(params, loss, x, eps, tolerance=1e-9)
+    def __call__(self, x, t, stream=None):
+        """x (N, H, W, C), t (N,) -> y (N, H, W, width), pullback: dy -> (dx, dt)."""
+        xp = namespace(x)
+        told = per_example(t, x) + xp.zeros_like(x[..., :1])
+        y, pullback = self.linear(xp.concat([x, told], axis=-1))
+
+        def back(dy):
+            d = pullback(dy)
+            return d[..., :-1], example_sum(d[..., -1:])
+
+        return y, back
 
 
-@pytest.mark.equation("DDPM-8")
-@pytest.mark.parametrize("likelihood", [Normal(), DiscretisedNormal(K)])
-@given(seeds())
-def test_gradients_through_a_likelihood_are_autograd_s(likelihood, seed):
-    model, params = small(p.Velocity(), LearnedVariance(FIRST), likelihood, seed)
-    x, eps, t = codes(seed, 3, 3), normals(seed + 1, 3, 3), np.ones(3, dtype=int)
+def loss_of(model, t):
+    """The loss at given times as a function of x and ε, the bound with one cotangent."""
 
     def loss(x, eps):
         terms, pullback = model.loss(x, t, eps)
         return terms, lambda d, e: pullback(d, e, 0.0 * e)
 
-    oracle.check_gradient(params, loss, x, eps, tolerance=1e-9)
+    return loss
 
 
-@given(seeds())
-def test_the_hybrid_teaches_the_variance_and_stops_at_the_mean(seed):
-    """The bound's cotangent on the variance alone moves no logit of the mean, and only those."""
-    model, params = small(p.Epsilon(), LearnedVariance(FIRST), seed=seed)
-    x, eps, zero = normals(seed, 4, 3), normals(seed + 1, 4, 3), np.zeros(4)
-    _, pullback = model.loss(x, T, eps)
+@pytest.mark.equation("DDPM-7")
+@pytest.mark.equation("DDPM-8")
+@pytest.mark.equation("DDPM-9")
+@pytest.mark.equation("DDPM-12")
+@pytest.mark.equation("DDPM-13")
+@pytest.mark.equation("DDPM-15")
+class TestGradients:
+    """What reaches the parameters from either term, through the mean and through the variance."""
 
-    def gradient(*d):
-        with params.gradient_into(np.zeros_like(params.theta)) as found:
-            pullback(*d)
-        return found
+    @every_variance
+    @every_way
+    @given(seeds())
+    def test_they_are_autograd_s(self, way, variance, seed):
+        model, params = small(way, variance, seed=seed)
+        x, eps = codes(seed, 4, 3), normals(seed + 1, 4, 3)
+        oracle.check_gradient(params, loss_of(model, T), x, eps, tolerance=1e-9)
 
-    weight = params.table["net.body.layers.2.weight"]
-    of_hybrid = gradient(zero, zero, np.ones(4))[weight.window].reshape(weight.shape)
-    of_bound = gradient(zero, np.ones(4), zero)[weight.window].reshape(weight.shape)
-    mean, rest = np.s_[:3], np.s_[3:]
-    assert not np.any(of_hybrid[mean])
-    np.testing.assert_allclose(of_hybrid[rest], of_bound[rest], rtol=1e-12)
-    assert np.any(of_bound[mean])
+    @pytest.mark.parametrize("way", [p.Epsilon(), p.KWay(K)], ids=["epsilon", "k-way"])
+    @given(seeds())
+    def test_on_images_too(self, way, seed):
+        """Height, width and channels differ, so no axis stands in for another."""
+        channels, levels = 2, getattr(way, "levels", 1)
+        likelihood = None if levels > 1 else DiscretisedNormal(K)
+        net = OnImages(channels, channels * (levels + 1))
+        model = Ddpm(net, SHORT, way, LearnedVariance(FIRST), likelihood)
+        params = bound(model, seed)
+        x, eps = codes(seed, 4, 3, 5, channels), normals(seed + 1, 4, 3, 5, channels)
+        oracle.check_gradient(params, loss_of(model, T), x, eps, tolerance=1e-9)
+        prior, _ = prior_kl(x, np.full(4, SHORT.log_alpha_bar[-1]))
+        np.testing.assert_allclose(model.prior(x), prior, rtol=1e-12)
+
+    @pytest.mark.parametrize("likelihood", [Normal(), DiscretisedNormal(K)])
+    @given(seeds())
+    def test_through_a_likelihood_too(self, likelihood, seed):
+        model, params = small(p.Velocity(), LearnedVariance(FIRST), likelihood, seed)
+        x, eps = codes(seed, 3, 3), normals(seed + 1, 3, 3)
+        oracle.check_gradient(params, loss_of(model, T[:1].repeat(3)), x, eps, tolerance=1e-9)
+
+    @given(seeds())
+    def test_the_hybrid_teaches_the_variance_and_stops_at_the_mean(self, seed):
+        """The bound's cotangent on the variance alone moves what says it, as the whole would."""
+        model, params = small(p.Epsilon(), LearnedVariance(FIRST), seed=seed)
+        x, eps, zero = normals(seed, 4, 3), normals(seed + 1, 4, 3), np.zeros(4)
+        _, pullback = model.loss(x, T, eps)
+
+        def gradient(*d):
+            with params.gradient_into(np.zeros_like(params.theta)) as found:
+                pullback(*d)
+            return found
+
+        weight = params.table["net.body.layers.2.weight"]
+        of_hybrid = gradient(zero, zero, np.ones(4))[weight.window].reshape(weight.shape)
+        of_bound = gradient(zero, np.ones(4), zero)[weight.window].reshape(weight.shape)
+        mean, rest = np.s_[:3], np.s_[3:]
+        assert not np.any(of_hybrid[mean])
+        np.testing.assert_allclose(of_hybrid[rest], of_bound[rest], rtol=1e-12)
+        assert np.any(of_bound[mean])
 
 
 class Slope(Module):
@@ -395,6 +432,8 @@ def test_weighted_steps_add_up_to_the_sum_over_all(shares, seed):
     t, weight = draw_steps((np.arange(n) + 0.5) / n, np.asarray(shares, dtype=np.float64))
     assert np.bincount(t, minlength=len(shares) + 1)[1:].tolist() == shares
     assert float(np.mean(f[t - 1] * weight)) == pytest.approx(float(f.sum()), rel=1e-12, abs=1e-12)
+    last, _ = draw_steps(np.ones(1), np.asarray(shares, dtype=np.float64))
+    assert last[0] == len(shares), "should rounding leave the shares a little short of 1"
 
 
 @pytest.mark.equation("DDPM-12")

@@ -204,8 +204,8 @@ def test_sampling_undoes_encoding():
     x, errors = TILTED.sample(8, Stream(2, NUMPY)), []
     for count in (80, 160, 320):
         stops = even(count)
-        flow = flow_of_mixture(TILTED)
-        _, x_last = flow.flow_log_density(flow, x, stops, flow.exact_divergence)
+        drift = flow_of_mixture(TILTED)
+        _, x_last = flow.flow_log_density(drift, x, stops, flow.exact_divergence)
         back = s.generate(perfect_score(TILTED), s.flow_heun, x_last, stops)
         errors.append(np.abs(back - x).max())
     assert np.all(np.log2(np.divide(errors[:-1], errors[1:])) > 1.8)

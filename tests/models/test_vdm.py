@@ -17,7 +17,7 @@ from scratchgen.maths.distributions import normal_nll
 from scratchgen.maths.forward_process import posterior, q_sample
 from scratchgen.maths.gamma import LearnedGamma, LinearGamma, level_from_gamma
 from scratchgen.models.samplers import Stop
-from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy
+from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy, on_grid
 from scratchgen.nets.mlp import TimedMlp
 from scratchgen.nets.time import Sinusoidal
 from scratchgen.testing import oracle
@@ -245,6 +245,15 @@ def test_low_discrepancy_times_are_spread_evenly(n, u):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@given(st.integers(1, 9), st.integers(1, 5))
+def test_times_on_the_grid_are_the_steps_of_the_bound(steps, each):
+    t = (np.arange(steps * each) + 0.5) / (steps * each)
+    want = np.repeat(np.arange(1, steps + 1) / steps, each)
+    np.testing.assert_allclose(on_grid(t, steps), want, rtol=1e-15)
+    ends = on_grid(np.asarray([0.0, 1.0 - 2.0**-24], dtype=np.float32), steps)
+    np.testing.assert_allclose(ends, [1.0 / steps, 1.0], rtol=1e-6)
+
+
 @pytest.mark.equation("VDM-10")
 @given(seeds(), st.integers(1, 5))
 def test_stops_go_from_noise_to_the_first_latent(seed, count):
@@ -262,6 +271,7 @@ def test_stops_go_from_noise_to_the_first_latent(seed, count):
 
 
 @pytest.mark.equation("VDM-10")
+@pytest.mark.equation("DDPM-14")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: type(way).__name__)
 def test_a_sampler_is_told_what_training_reads(way):
     model, _ = small(way)

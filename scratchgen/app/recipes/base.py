@@ -36,10 +36,12 @@ class Sampled:
     Attributes:
         x: (n, ...) host array, images (n, H, W, C) or points (n, D).
         path: the same at some moments on the way, first to last; empty unless asked for.
+        forward: training examples on their way into noise at the same moments, first to last.
     """
 
     x: np.ndarray
     path: tuple[np.ndarray, ...] = ()
+    forward: tuple[np.ndarray, ...] = ()
 
 
 class Recipe(ABC):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app import plots, tables
+from scratchgen.app import diffusion_plots, tables
 from scratchgen.app.recipes.config import option, require_at_least
 from scratchgen.app.recipes.diffusion import (
     DiffusionConfig,
     DiffusionRecipe,
-    DiffusionSampling,
     without_a_model,
 )
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import bits_per_dim, elbo
 from scratchgen.maths.diffusion_bound import variance_constant
@@ -256,7 +256,7 @@ class DdpmRecipe(DiffusionRecipe):
         tables.write_table(folder / f"terms_{name}.csv", list(course), rows)
         curves = {k: np.asarray(v) for k, v in course.items() if k.startswith("term_")}
         labels = {k.removeprefix("term_").removesuffix("_nats"): v for k, v in curves.items()}
-        plots.over_time(
+        diffusion_plots.over_time(
             folder / "figures" / f"terms_{name}.png",
             np.asarray(course["t"]),
             labels,

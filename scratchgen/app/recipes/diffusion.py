@@ -1,7 +1,6 @@
 """What `train ddpm` and `train vdm` have in common: the denoiser's net, and how to sample."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from scratchgen.app import plots
-from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
+from scratchgen.app.recipes.base import Recipe, Sampled
 from scratchgen.app.recipes.config import (
     Config,
     option,
-    require_not_negative,
 )
 from scratchgen.app.recipes.data import PLANAR, density
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, step_noise
 from scratchgen.core.streams import Stream
 from scratchgen.layers.normalisation import AdaptiveGroupNorm, AdditiveGroupNorm
 from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.maths.forward_process import q_chain
 from scratchgen.maths.parameterisations import (
     Clean,
     Epsilon,
@@ -32,13 +32,7 @@ from scratchgen.maths.parameterisations import (
 from scratchgen.metrics.baselines import baselines
 from scratchgen.models.samplers import (
     Denoiser,
-    Step,
     Stop,
-    ancestral,
-    ddim,
-    flow_heun,
-    reverse_sde,
-    shared,
     trajectory,
 )
 from scratchgen.nets.mlp import TimedMlp
@@ -56,7 +50,8 @@ AFFINE: dict[str, type[Parameterisation]] = {
 INJECT = {"adaptive": AdaptiveGroupNorm, "additive": AdditiveGroupNorm}
 FEW_LEVELS = 32  # up to which a net can well give every level of a pixel a logit
 ATTEND_UP_TO = 16  # pixels a side
-FRAMES = 12  # of a trajectory
+FRAMES = 12  # of a trajectory, behind the first
+SHOWN, CLOUD = 8, 2000  # images, or points, on their way into noise
 CURVE = "-ELBO on training batches, with dropout"
 FILE_COMPRESSORS = ("zlib", "lzma", "uniform")
 
@@ -134,46 +129,6 @@ class DiffusionConfig(Config):
     def default_width(self) -> int:
         """What a width of 0 stands for."""
         return 32 if self.net == UNET else 128
-
-
-@dataclass(frozen=True)
-class DiffusionSampling(Sampling):
-    """The options of `sample` for a diffusion.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
-
-    sampler: str = option(
-        "ancestral",
-        "ancestral, ddim, ode (Heun's rule on the probability flow) or sde",
-        ("ancestral", "ddim", "ode", "sde"),
-    )
-    steps: int = option(0, "steps from noise to data; 0 takes T, or 250 in continuous time")
-    eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (that of ancestral)")
-    step_temperature: float = option(1.0, "scale of the noise of every step")
-    clip: bool = option(False, "keep every prediction of the data in [-1, 1]")
-    shared_noise: bool = option(False, "give all samples the same noise, but not the same start")
-    trajectory: bool = option(False, "keep the way too: a strip and a moving picture")
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_not_negative(self, "eta", "step_temperature")
-        if self.steps < 0:
-            raise ValueError(f"--steps must be at least 0, got {self.steps}")
-        if self.eta and self.sampler != "ddim":
-            raise ValueError("--eta is for --sampler ddim; leave it out")
-
-    @property
-    def step(self) -> Step:
-        """The step of that name."""
-        known: dict[str, Callable[[], Step]] = {
-            "ancestral": lambda: ancestral,
-            "ddim": lambda: ddim(self.eta),
-            "ode": lambda: flow_heun,
-            "sde": lambda: reverse_sde,
-        }
-        return known[self.sampler]()
 
 
 class DiffusionRecipe(Recipe):
@@ -265,25 +220,39 @@ class DiffusionRecipe(Recipe):
 
     def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
         """n samples; the noise of sample i depends on the seed and on i only."""
-        stops = self.stops(options.steps)
-        denoise = self.denoiser(options)
-        frames = FRAMES if options.trajectory else 1
-        kept = {round((len(stops) - 1) * (i + 1) / frames) for i in range(frames)}
-        if options.trajectory:
-            kept.add(0)
-        parts: dict[int, list[np.ndarray]] = {at: [] for at in sorted(kept)}
-        shape = self.examples(self.fitted.take(slice(0, 1))).shape[1:]
+        stops, denoise = self.stops(options.steps), self.denoiser(options)
+        kept = _moments(len(stops)) if options.trajectory else [len(stops) - 1]
+        parts: dict[int, list[np.ndarray]] = {at: [] for at in kept}
+        shape = (self.at_once, *self.examples(self.fitted.take(slice(0, 1))).shape[1:])
         for first in range(0, n, self.at_once):
             stream = Stream(seed, self.born).at("sample").from_row(first)
-            noise = _step_noise(stream, (self.at_once, *shape), options.shared_noise)
-            x = options.temperature * stream.at("start").normal((self.at_once, *shape))
+            noise = step_noise(stream, shape, options.shared_noise)
+            x = options.temperature * stream.at("start").normal(shape)
             walk = trajectory(denoise, options.step, x, stops, noise, options.step_temperature)
             for i, x in enumerate(walk):
                 if i in parts:
                     shown = self.decode(x) if i == len(stops) - 1 else x
                     parts[i].append(self.images(shown))
         path = tuple(np.concatenate(part)[:n] for part in parts.values())
-        return Sampled(path[-1], path if options.trajectory else ())
+        if not options.trajectory:
+            return Sampled(path[-1])
+        return Sampled(path[-1], path, self._forward([stops[at] for at in reversed(kept)], seed))
+
+    def _forward(self, stops: list[Stop], seed: int) -> tuple[np.ndarray, ...]:
+        """Training examples on their way into noise, at these stops from data on."""
+        x = self.examples(self.fitted.take(slice(SHOWN if self.fitted.levels else CLOUD)))
+        noise = Stream(seed, self.born).at("forward").normal((x.shape[0], len(stops), *x.shape[1:]))
+        xp = self.born.xp
+        levels = [min(stop.level, 0.0) for stop in stops]
+        rows = xp.asarray([0.0, *levels], dtype=xp.float64, device=self.born.device)[:, None]
+        steps = xp.moveaxis(noise, 1, 0)
+        chain = q_chain(x, steps, rows)
+        return tuple(self.images(chain[i + 1, ...]) for i in range(len(stops)))
+
+
+def _moments(count: int) -> list[int]:
+    """Which of that many stops a trajectory keeps: the first, the last, and some between."""
+    return sorted({0} | {round((count - 1) * (i + 1) / FRAMES) for i in range(FRAMES)})
 
 
 def without_a_model(result: dict) -> list[str]:
@@ -296,11 +265,3 @@ def without_a_model(result: dict) -> list[str]:
     if result["bits_per_dim"] > known.get("uniform", float("inf")):
         lines.append("warning: worse than a uniform code; this run did not go well")
     return lines
-
-
-def _step_noise(stream: Stream, shape: tuple[int, ...], same: bool) -> Callable:
-    """The noise of step i for a batch; if the same for all, that of the very first example."""
-    if not same:
-        return lambda i: stream.at("step", i).normal(shape)
-    first = stream.from_row(-stream.first_row)
-    return shared(lambda i: first.at("step", i).normal((1, *shape[1:])), shape[0])

@@ -1,0 +1,90 @@
+"""What `scratchgen sample` does: draw, keep, show."""
+
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchgen.app import diffusion_plots, plots, runs
+from scratchgen.app.recipes import Recipe
+from scratchgen.app.recipes.base import Sampled
+from scratchgen.training import checkpoint
+from scratchgen.training.fit import NotFinite
+from scratchgen.training.progress import say
+
+
+def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Path:
+    """Draw n samples, write samples.npz and figures/samples.png, return the latter.
+
+    Args:
+        folder: the run.
+        n: how many.
+        seed: random seed.
+        given: options of the run's model, by name.
+
+    Raises:
+        ValueError: a number is outside its range, the model has no such option or cannot generate.
+        NotFinite: the samples are not finite.
+    """
+    if n < 1:
+        raise ValueError(f"-n must be at least 1, got {n}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
+    recipe, given = runs.load_run(folder), given or {}
+    options = sampling_options(recipe, given)
+    began = time.monotonic()
+    drawn = recipe.sample(n, seed, options)
+    seconds = time.monotonic() - began
+    if not np.isfinite(drawn.x).all():
+        raise NotFinite("samples are not finite; try a lower temperature, or more steps")
+    say(f"drew {n} samples in {seconds:.1f} s")
+    arrays: dict[str, Any] = {"x": drawn.x, "seed": seed, **asdict(options)}
+    if drawn.path:
+        arrays["path"] = np.stack(drawn.path)
+    with checkpoint.whole_file(folder / "samples.npz") as file:
+        np.savez_compressed(file, **arrays)
+    named = {name.replace("_", " "): value for name, value in given.items() if value is not True}
+    said = [f"seed {seed}", *(f"{name} {value}" for name, value in named.items())]
+    return _show_samples(recipe, folder, drawn, ", ".join(said))
+
+
+def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Path:
+    """figures/samples.png, and the way to them where it was kept."""
+    figures, n = folder / "figures", len(drawn.x)
+    shown = drawn.x[: plots.MOST_TILES]
+    which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
+    if drawn.x.ndim == 2:
+        known = recipe.part("test").x[:n]
+        diffusion_plots.point_cloud(
+            figures / "samples.png", drawn.x, f"{recipe.name}, {said}", known
+        )
+    else:
+        title = f"{which} ({recipe.shows}), {said}"
+        plots.image_grid(figures / "samples.png", shown, title)
+    if drawn.path:
+        some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
+        between = [""] * (len(some) - 2)
+        for name, frames, ends, title in (
+            ("trajectory", some, ("noise", "sample"), f"from noise to samples, {said}"),
+            ("forward", drawn.forward, ("data", "noise"), "training examples become noise"),
+        ):
+            labels = [ends[0], *between, ends[1]]
+            diffusion_plots.strip(figures / f"{name}.png", frames, labels, title)
+        tiles = [frame[: plots.MOST_TILES] for frame in drawn.path]
+        columns = round(len(tiles[0]) ** 0.5)
+        diffusion_plots.moving_picture(figures / "trajectory.gif", tiles, columns)
+    return figures / "samples.png"
+
+
+def sampling_options(recipe: Recipe, given: dict):
+    """The sampler's options of a run.
+
+    Raises:
+        ValueError: the model has no such option, or a value is outside its range.
+    """
+    odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
+    if odd:
+        raise ValueError(f"--{odd[0].replace('_', '-')} is not an option of a {recipe.name}")
+    return recipe.sampling_type(**given)
