@@ -119,6 +119,8 @@ def ddpm_moons(seed: int) -> dict[str, float]:
         seed=seed,
         data="moons",
         timesteps=100,
+        schedule="cosine",
+        predict="velocity",
         steps=6000,
         batch_size=256,
         learning_rate=4e-3,
@@ -266,6 +268,8 @@ EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "vae-digits": vae_digits,
     "conv-vae-digits": conv_vae_digits,
     "linear-vae": linear_vae,
+    "vdm-digits": vdm_digits,
+    "ddpm-digits": ddpm_digits,
     "transfer-digits": transfer_digits,
 }
 SLOW = ("vdm-digits", "ddpm-digits")  # recorded for as few seeds as may be
