@@ -270,6 +270,7 @@ EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "linear-vae": linear_vae,
     "vdm-digits": vdm_digits,
     "ddpm-digits": ddpm_digits,
+    "ddpm-moons": ddpm_moons,
     "transfer-digits": transfer_digits,
 }
 SLOW = ("vdm-digits", "ddpm-digits")  # recorded for as few seeds as may be
