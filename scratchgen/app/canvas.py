@@ -4,6 +4,7 @@ Matplotlib is imported when the first one is drawn.
 """
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -20,6 +21,11 @@ def new_figure(width: float, height: float, panels: int = 0, rows: int = 1):
     if panels:
         return figure, figure.subplots(rows, panels, squeeze=False).ravel()
     return figure, figure.add_subplot()
+
+
+def wrapped(title: str, figure) -> str:
+    """A title in as many lines as the figure's width asks for."""
+    return fill(title, int(12.0 * figure.get_size_inches()[0]))
 
 
 def tiles(images: np.ndarray, columns: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from scratchgen.app import commands, quality, reproduce, sampling
 from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.data import settled
 from scratchgen.app.schedule_report import print_schedule
 from scratchgen.core.arrays import BackendUnavailable
 from scratchgen.core.optional import MissingPackage
@@ -181,6 +182,8 @@ def _train(given: argparse.Namespace) -> None:
         raise ValueError(f"name a model to train ({', '.join(RECIPES)}), or use --resume RUN")
     names = {option.name for option in fields(RECIPES[model].config_type)} if model else set()
     chosen = {name: value for name, value in values.items() if name in names}
+    if "data" in chosen and resumed is not None:
+        chosen["data"] = settled(chosen["data"])
     if resumed is not None:
         if out is not None:
             raise ValueError("--resume continues in the run's own folder; leave out --out")
@@ -215,7 +218,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     if given.samples is not None:
         n, seed = given.samples, given.seed
         found["quality"] = quality.quality(
-            given.run, given.part, n, seed, options, given.classifier
+            given.run, given.part, n, seed, options, given.classifier, given.data
         )
     result = commands.evaluate(given.run, given.part, given.draws, given.data) | found
     _print(given.json, result, commands.print_evaluation)

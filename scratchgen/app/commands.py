@@ -132,6 +132,8 @@ def evaluate(
     recipe = runs.load_run(folder)
     draws = recipe.draws if draws is None else draws
     examples = examples_of(recipe, part, data)
+    if len(examples) < 2:
+        raise ValueError(f"a standard error takes at least 2 examples, {part} has {len(examples)}")
     if len(examples) * recipe.dims * draws > LONG:
         say(f"{len(examples)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
     measures = recipe.evaluate(examples, draws)

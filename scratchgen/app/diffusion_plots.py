@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles
+from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
 from scratchgen.training.checkpoint import whole_file
 
 
@@ -25,11 +25,12 @@ def over_time(
     figure, axes = new_figure(7.0, 4.2)
     for i, (label, values) in enumerate(curves.items()):
         shown = np.where(values > 0.0, values, np.nan)
-        axes.plot(t, shown, color=COLOURS[i % len(COLOURS)], linewidth=1.2, label=label)
+        style = ("-", "--", ":", "-.")[i % 4]  # curves may lie on each other
+        axes.plot(t, shown, style, color=COLOURS[i % len(COLOURS)], linewidth=1.4, label=label)
     axes.set_yscale("log")
     axes.set_xlabel(x_label)
     axes.set_ylabel(unit)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(wrapped(title, figure), fontsize=10)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
     save(figure, path)
@@ -44,7 +45,7 @@ def point_cloud(
     reach = 1.1 * float(max(np.abs(cloud).max() for _, cloud in clouds))
     for i, (name, cloud) in enumerate(clouds):
         _scatter(axes[i], cloud, reach, f"{name}, N = {len(cloud)}")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -62,7 +63,7 @@ def strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[str], title
         reach = 1.1 * max(float(np.quantile(np.abs(frame), 0.999)) for frame in frames)
         for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
             _scatter(axes[i], frame, reach, label)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(wrapped(title, figure), fontsize=10)
         save(figure, path)
         return
     rows, columns = len(frames[0]), len(frames)
@@ -72,7 +73,7 @@ def strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[str], title
     width = images.shape[2] + 1
     axes.set_xticks([width * (i + 0.5) for i in range(columns)], labels, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -147,7 +148,7 @@ def heat_maps(
         axis.set_title(label, fontsize=9)
     axes[0].set_ylabel(labels[1])
     figure.colorbar(shown, ax=list(axes), label=labels[2], pad=0.02)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -203,7 +204,7 @@ def score_fields(
         axes[j].set_title(labels[j], fontsize=9)
     for i, name in enumerate(fields):
         axes[i * columns].set_ylabel(name, fontsize=10)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -236,7 +237,7 @@ def panels_over_time(
         axis.set_xlabel(x_label)
         axis.set_ylabel(unit)
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles
+from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
 
 MOST_TILES = 400
 
@@ -66,7 +66,7 @@ def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None =
     rows = -(-len(images) // columns)
     figure, axes = new_figure(max(0.55 * columns + 0.4, 5.5), 0.55 * rows + 0.7)
     show(axes, tiles(images, columns))
-    axes.set_title(title, fontsize=10)
+    axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -77,7 +77,7 @@ def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) ->
     height = x.shape[1] + 1
     axes.set_yticks([height * 0.5, height * 1.5], ["data", "reconstruction"], fontsize=9)
     axes.tick_params(length=0)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)
 
 
@@ -105,5 +105,5 @@ def latent_grid(
     if rows > 1:
         axes.set_yticks(ticks, labels, fontsize=8)
         axes.set_ylabel(f"quantile of {names[1]} under N(0, 1)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)

@@ -17,7 +17,7 @@ from scratchgen.metrics.samples import LEAST, compare
 from scratchgen.training.fit import NotFinite
 from scratchgen.training.progress import say
 
-MEASURED = ("data", "size", "colour", "crop")  # what a judge must share with the run it judges
+MEASURED = ("data", "size", "colour", "crop", "hold_out")  # what a judge shares with the run
 
 
 def can_be_judged(recipe: Recipe) -> bool:
@@ -111,11 +111,11 @@ def sample_quality(
             "weights": facts["weights"],
             "accuracy": facts["accuracy"],
         }
-        scores = {}
-        for name, x in zip(("data", "samples"), (sets[0], sets[2]), strict=True):
-            splits = max(1, min(10, len(x) // LEAST))
-            mean, deviation = class_score(judge.opinions(x), splits)
-            scores[name] = {"mean": mean, "deviation": deviation, "splits": splits, "n": len(x)}
+        scores, count = {}, min(n, len(part))
+        splits = max(1, min(10, count // LEAST))
+        for name, x in (("data", sets[0]), ("samples", sets[2])):
+            mean, deviation = class_score(judge.opinions(x[:count]), splits)
+            scores[name] = {"mean": mean, "deviation": deviation, "splits": splits, "n": count}
         found["class_score"] = scores
     return {**found, "measures": measures}
 
@@ -140,7 +140,8 @@ def quality_report(found: dict) -> list[str]:
             f"{scores[of]['mean']:.2f} ± {scores[of]['deviation']:.2f}"
             for of in ("samples", "data")
         )
-        name = f"class score, mean ± s.d. over {scores['samples']['splits']} splits"
+        score = scores["samples"]
+        name = f"class score, N = {score['n']}, mean ± s.d. of {score['splits']} splits"
         lines.append(f"{name:52}" + "".join(f"{cell:>22}" for cell in shown))
         facts = found["classifier"]
         lines.append(
@@ -157,6 +158,7 @@ def quality(
     seed: int = 0,
     given: dict | None = None,
     classifier: Path | None = None,
+    data: str | None = None,
 ) -> dict:
     """How good n samples of a run are, beside real data.
 
@@ -166,13 +168,17 @@ def quality(
         n, seed, given: as for `sample`.
         classifier: a run of `train classifier` whose features to compare; one is trained unless
             given.
+        data: another data set to compare with, as for `evaluate`.
 
     Raises:
-        ValueError: a number is outside its range, or the classifier does not fit the run.
+        ValueError: a number is outside its range, the classifier does not fit the run, or the part
+            is what the run was trained on.
         NotFinite: a measure is not finite.
     """
+    if part == "train":
+        raise ValueError("samples are compared with held-out examples; take another --part")
     recipe = runs.load_run(folder)
-    examples, options = examples_of(recipe, part, None), sampling_options(recipe, given or {})
+    examples, options = examples_of(recipe, part, data), sampling_options(recipe, given or {})
     require_enough(recipe, examples, n)
     if classifier is not None:
         judge: ClassifierRecipe | None = require_same_data(runs.load_run(classifier), recipe)
@@ -188,6 +194,8 @@ def quality(
 def examples_of(recipe: Recipe, part: str, data: str | None):
     """One part of a run's data, or of other data that fit it."""
     if data is not None:
+        if (data in PLANAR) != (recipe.config.data in PLANAR):
+            raise ValueError(f"{data} does not fit the run, whose examples are {recipe.shape}")
         examples = load(replace(recipe.config, data=data), part)
         theirs, ours = (examples.shape, examples.levels), (recipe.shape, recipe.fitted.levels)
         if theirs != ours:

@@ -75,6 +75,7 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Pa
         tiles = [frame[: plots.MOST_TILES] for frame in drawn.path]
         columns = round(len(tiles[0]) ** 0.5)
         diffusion_plots.moving_picture(figures / "trajectory.gif", tiles, columns)
+        say(f"also wrote trajectory.png, trajectory.gif and forward.png to {figures}")
     return figures / "samples.png"
 
 

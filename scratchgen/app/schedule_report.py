@@ -9,7 +9,7 @@ from scratchgen.app.recipes import Recipe
 from scratchgen.app.recipes.ddpm import SCHEDULES, DdpmRecipe
 from scratchgen.app.recipes.vdm import VdmRecipe
 from scratchgen.maths.diffusion_bound import epsilon_weight
-from scratchgen.maths.schedules import Schedule, SignalLeft
+from scratchgen.maths.schedules import SIGNAL_LIMIT, Schedule, SignalLeft
 
 MOMENTS = 11  # of a schedule in continuous time
 
@@ -38,7 +38,9 @@ def schedule_of(recipe: Recipe) -> dict:
         name, schedule = recipe.config.schedule, recipe.model.schedule
         return {"schedule": name, **_of_steps(schedule, second_moment)}
     if isinstance(recipe, VdmRecipe):
-        return {"schedule": recipe.config.gamma, **_of_gamma(recipe.gamma_on_host, second_moment)}
+        found = _of_gamma(recipe.gamma_on_host, second_moment)
+        steps = recipe.config.timesteps or found["steps"]
+        return {"schedule": recipe.config.gamma, **found, "steps": steps}
     raise ValueError(f"a {recipe.name} has no noise schedule; name a ddpm or a vdm run")
 
 
@@ -92,7 +94,9 @@ def _of_gamma(gamma: Callable, second_moment: float) -> dict:
         "alpha_bar_last": float(last),
         "snr_last": float(np.exp(-values[-1])),
         "prior_kl_nats_per_dim": float(kl),
-        "warnings": [],
+        "warnings": []
+        if kl < SIGNAL_LIMIT
+        else [f"{kl:.2g} nats per dimension of the data are left"],
         "rows": rows,
     }
 

@@ -64,8 +64,8 @@ def normal_moments(mean, covariance) -> Moments:
 def frechet_distance(a, b) -> float:
     """‖m_a - m_b‖² + tr(S_a + S_b - 2 (S_a S_b)^{1/2}): `frechet_from_moments` of two samples.
 
-    It is biased: N draws from a normal law are about (F + F(F+1)/4)/N away from the law itself, so
-    values at different N do not compare.
+    It is biased: N draws from N(m, I) are about (F + F(F+1)/4)/N away from the law itself, in other
+    units and for other shapes proportionally to 1/N too, so values at different N do not compare.
 
     Args:
         a, b: (N, F) and (M, F).

@@ -153,24 +153,33 @@ class Ddpm(Module):
         level = xp.full((x.shape[0],), last, dtype=xp.float64, device=x.device)
         return prior_kl(x, level)[0]
 
-    def denoise(self, x_t, now: Stop, before: Stop) -> Prediction:
+    def denoise(
+        self, x_t, now: Stop, before: Stop, variance: ReverseVariance | None = None
+    ) -> Prediction:
         """What the net says at x_t (N, ..., C), and the variance of the step to `before`.
+
+        The output is read as the net was trained, at the step from t to t - 1; only the variance
+        depends on where the sampler goes.
+
+        Args:
+            x_t: (N, ..., C).
+            now, before: stops at a step t ≥ 1 and at any s < t.
+            variance: in the place of the model's own.
+
+        Returns:
+            Prediction.
 
         Source: DDPM-11, DDPM-14, DDPM-17
         """
         at, to = now.level_beside(x_t), before.level_beside(x_t)
-        xp = namespace(x_t)
-        t = xp.full(x_t.shape[:1], now.time, dtype=x_t.dtype, device=x_t.device)
-        said, of_variance = self._parts(self.net(x_t, t)[0], x_t)
-        clean, _ = self.parameterisation.clean(said, x_t, at, to)
-        epsilon, _ = self.parameterisation.epsilon(said, x_t, at, to)
-        logvar, _ = self.variance.logvar(of_variance, x_t, at, to)
+        (said, of_variance), _ = self._ask(x_t, now)
+        clean, _ = self.parameterisation.clean(said, x_t, at, self._trained_end(x_t, now))
+        epsilon, _ = self.parameterisation.epsilon(said, x_t, at, self._trained_end(x_t, now))
+        logvar, _ = (variance or self.variance).logvar(of_variance, x_t, at, to)
         return Prediction(clean, epsilon, logvar)
 
     def flow(self, x_t, stop: Stop):
         """ε̂ and its pullback d -> dx_t, which models/flow.py asks for; the net must have one.
-
-        The mean of a reverse step needs the step's end, so such a net has no flow.
 
         Args:
             x_t: (N, ..., C).
@@ -182,10 +191,9 @@ class Ddpm(Module):
         Source: DDPM-14, [Song 2020]
         """
         xp, level = namespace(x_t), stop.level_beside(x_t)
-        t = xp.full(x_t.shape[:1], stop.time, dtype=x_t.dtype, device=x_t.device)
-        output, net_pullback = self.net(x_t, t)
-        said, of_variance = self._parts(output, x_t)
-        epsilon, epsilon_pullback = self.parameterisation.epsilon(said, x_t, level, level)
+        (said, of_variance), net_pullback = self._ask(x_t, stop)
+        end = self._trained_end(x_t, stop)
+        epsilon, epsilon_pullback = self.parameterisation.epsilon(said, x_t, level, end)
 
         def pullback(d):
             d_said, d_x_t = epsilon_pullback(d)
@@ -208,6 +216,18 @@ class Ddpm(Module):
     def _levels(self, t):
         """log ᾱ at t and at t - 1."""
         return self.schedule.level(t), self.schedule.level(t - 1)
+
+    def _ask(self, x_t, stop: Stop):
+        """The two parts of the net's output at a stop, and the net's pullback."""
+        xp = namespace(x_t)
+        t = xp.full(x_t.shape[:1], stop.time, dtype=x_t.dtype, device=x_t.device)
+        output, pullback = self.net(x_t, t)
+        return self._parts(output, x_t), pullback
+
+    def _trained_end(self, x_t, stop: Stop):
+        """log ᾱ at t - 1, (1,): where the step ends that the net was trained for at t."""
+        t = round(stop.time) - 1
+        return Stop(t, float(self.schedule.log_alpha_bar[t])).level_beside(x_t)
 
     def _parts(self, output, x):
         """What the output says of x̂₀, and what of the variance."""

@@ -261,7 +261,7 @@ def _sides(size: int, levels: int) -> list[int]:
     if size < 1 or size % step:
         good = max(1, round(size / step)) * step
         raise ValueError(
-            f"with {levels} levels the size must be a multiple of {step}, got {size}; "
+            f"with {levels} resolutions the size must be a multiple of {step}, got {size}; "
             f"the nearest that fits is {good}"
         )
     return [size >> level for level in range(levels)]

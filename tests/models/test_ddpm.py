@@ -25,7 +25,7 @@ from scratchgen.maths.reverse_variance import (
 )
 from scratchgen.maths.schedules import Schedule
 from scratchgen.models.ddpm import Ddpm, draw_steps, noise_shares
-from scratchgen.models.samplers import spaced
+from scratchgen.models.samplers import ancestral, ddim, flow_heun, generate, spaced
 from scratchgen.nets.mlp import TimedMlp
 from scratchgen.nets.time import Sinusoidal
 from scratchgen.testing import oracle
@@ -401,7 +401,7 @@ def test_a_sampler_is_told_what_training_reads(way, variance):
 
 
 @pytest.mark.equation("DDPM-14")
-@pytest.mark.parametrize("way", [w for w in WAYS if not isinstance(w, p.Mean)])
+@every_way
 @given(seeds())
 def test_the_flow_is_that_of_the_sampler_s_noise_and_has_its_slope(way, seed):
     model, params = small(way, LearnedVariance(FIRST), seed=seed)
@@ -452,6 +452,51 @@ def test_steps_by_noise_weigh_the_squared_error_evenly(steps):
     np.testing.assert_allclose(shares[t - 1], rise, rtol=1e-12)
     want = 0.5 * np.expm1(rise) / rise * shares.sum()
     np.testing.assert_allclose(weights * shares.sum() / shares[t - 1], want, rtol=1e-9)
+
+
+class Told:
+    """The perfect net of a normal world, in the words of a parameterisation."""
+
+    def __init__(self, way, world: GaussianDiffusion, schedule: Schedule):
+        self.way, self.world, self.schedule = way, world, schedule
+
+    def __call__(self, x_t, t, stream=None):
+        steps = t.astype(int)
+        now, before = (self.schedule.log_alpha_bar[i] for i in (steps, steps - 1))
+        clean, eps = self.world.clean(x_t, now), self.world.epsilon(x_t, now)
+        return self.way.target(clean, eps, now, before), lambda d: (0.0 * d, 0.0 * t)
+
+
+@pytest.mark.equation("DDPM-11")
+@pytest.mark.equation("DDPM-14")
+@pytest.mark.parametrize(
+    "step", [ancestral, ddim(0.0), flow_heun], ids=["ancestral", "ddim", "ode"]
+)
+@pytest.mark.parametrize("count", [4, 25, 50])
+def test_one_sampler_walks_alike_whatever_the_net_says(step, count):
+    """Also where it goes further than from t to t - 1, which is what the net was trained for."""
+    schedule = Schedule(np.linspace(0.01, 0.2, 50))
+    world = GaussianDiffusion(np.asarray([0.5]), np.asarray([2.0]))
+    x, noise = normals(1, 6, 1), normals(2, count, 6, 1)
+    variance = PosteriorVariance(float(schedule.posterior_variance[2]))
+    found = []
+    for way in WAYS[:5]:
+        model = Ddpm(Told(way, world, schedule), schedule, way, variance, Normal())
+        found.append(generate(model.denoise, step, x, model.stops(count), lambda i: noise[i]))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-6, atol=1e-8)
+
+
+@given(seeds())
+def test_another_variance_leaves_the_model_as_it_was(seed):
+    model, _ = small(p.KWay(K), LearnedVariance(FIRST), seed=seed)
+    stops, x_t = model.stops(STEPS)[::-1], normals(seed, 3, 3)
+    own = model.denoise(x_t, stops[5], stops[2])
+    other = model.denoise(x_t, stops[5], stops[2], StepVariance())
+    np.testing.assert_array_equal(other.clean, own.clean)
+    gap = SHORT.log_alpha_bar[5] - SHORT.log_alpha_bar[2]
+    np.testing.assert_allclose(other.logvar, np.log(-np.expm1(gap)), rtol=1e-12)
+    np.testing.assert_array_equal(model.denoise(x_t, stops[5], stops[2]).logvar, own.logvar)
 
 
 def test_an_affine_net_needs_a_likelihood():

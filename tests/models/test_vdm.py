@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchgen.core.arrays import namespace
-from scratchgen.core.module import Module, Parameter
+from scratchgen.core.module import Module
 from scratchgen.maths import parameterisations as p
 from scratchgen.maths.diffusion_bound import prior_kl, transition_kl
 from scratchgen.maths.distributions import normal_nll
-from scratchgen.maths.forward_process import posterior, q_sample
+from scratchgen.maths.forward_process import posterior, q_chain, q_sample
 from scratchgen.maths.gamma import LearnedGamma, LinearGamma, level_from_gamma
 from scratchgen.models.samplers import Stop
 from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy, on_grid
@@ -124,7 +124,6 @@ def test_it_is_a_markovian_hierarchy_number_for_number(way, seed, steps):
     (prior, diffusion, reconstruction), _ = model.loss(x, t, eps, eps0, steps)
     now, before = (level_from_gamma(-6.0 + 15.0 * at)[0] for at in (t, t - 1.0 / steps))
     z_t, _ = q_sample(x, eps, now)
-    assert z_t.shape == x.shape
     output, _ = model.net(z_t, t)
     clean, _ = way.clean(output, z_t, now, None)
     logvar = np.log(posterior(now, before)[2])[:, None] + 0.0 * x
@@ -133,8 +132,31 @@ def test_it_is_a_markovian_hierarchy_number_for_number(way, seed, steps):
     last, first = (level_from_gamma(np.full(steps, at))[0] for at in (9.0, -6.0))
     np.testing.assert_allclose(prior, prior_kl(x, last)[0], rtol=1e-12)
     np.testing.assert_allclose(reconstruction, LevelDecoder(K).nll(x, eps0, first)[0], rtol=1e-12)
-    assert not any(model.gamma.named(Parameter)), "the encoder has nothing to train"
     assert np.all(prior < 3 * 1e-4), "the last latent is noise"
+
+
+@pytest.mark.equation("VDM-1")
+@given(seeds(), st.integers(1, 6))
+def test_its_latents_are_a_chain_of_linear_gaussian_steps(seed, count):
+    """Along the model's own stops, each of the data's shape; their marginals are those of the loss.
+
+    A chain is linear in x and in the noise of its steps, so its law is read off exactly.
+    """
+    model, params = small(p.Epsilon(), LinearGamma(-6.0, 9.0), seed=seed)
+    levels = np.asarray([0.0, *(stop.level for stop in model.stops(count, np.zeros(1))[::-1])])
+    steps, rows = len(levels) - 1, np.repeat(levels[:, None], 3, axis=1)
+    x, none = normals(seed, 3, 2), np.zeros((steps, 3, 2))
+    means = q_chain(x, none, rows)
+    assert means.shape == (steps + 1, 3, 2)
+    variance = np.zeros(steps + 1)
+    for i in range(steps):
+        unit = none.copy()
+        unit[i] = 1.0
+        variance += q_chain(0.0 * x, unit, rows)[:, 0, 0] ** 2
+    np.testing.assert_allclose(variance, -np.expm1(levels), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(means, np.exp(0.5 * levels)[:, None, None] * x, rtol=1e-12)
+    owned = [name for name in params.table if not name.startswith("net.")]
+    assert owned == [], "a fixed schedule leaves the encoder nothing to train"
 
 
 @pytest.mark.equation("VDM-9")

@@ -53,10 +53,10 @@ class ClassifierRecipe(Recipe):
         Raises:
             ValueError: the data have one class only.
         """
-        classes = int(self.fitted.labels.max()) + 1
-        if classes < 2:
+        known = np.unique(self.fitted.labels)
+        if len(known) < 2:
             raise ValueError(f"{self.config.data} has labels of one class only; nothing to learn")
-        width, dropout = self.config.width, self.config.dropout
+        classes, width, dropout = int(known[-1]) + 1, self.config.width, self.config.dropout
         return Classifier(*conv_classifier(self.shape, classes, width, dropout))
 
     def loss(self, step: int, rows: slice) -> dict:
@@ -83,7 +83,17 @@ class ClassifierRecipe(Recipe):
             plots.loss_curves(path, self.fit.history["step"], curve, "-log p(label), nats", {})
 
     def evaluate(self, part: Images, draws: int) -> dict:
-        """Accuracy and loss on a part, and which weights they belong to."""
+        """Accuracy and loss on a part, and which weights they belong to.
+
+        Raises:
+            ValueError: the part has a label that training had none above of.
+        """
+        classes, most = self.model.head.weight.shape[0], int(part.labels.max())
+        if most >= classes:
+            raise ValueError(
+                f"label {most} occurs, and the classifier was trained on labels below {classes}; "
+                "measure on examples of the classes it knows"
+            )
         log_p = in_batches(self.model.log_probabilities, self.examples(part), self.at_once)
         right = (log_p.argmax(axis=1) == part.labels).astype(np.float64)
         nll = -log_p[np.arange(len(part)), part.labels].astype(np.float64)

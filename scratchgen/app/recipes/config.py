@@ -3,7 +3,7 @@
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, require_known
+from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, require_known, settled
 
 CONV = "conv"
 
@@ -65,6 +65,7 @@ class Config:
                 raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
         require_positive(self, "learning_rate")
         require_known(self)
+        object.__setattr__(self, "data", settled(self.data))
 
     @property
     def spatial(self) -> bool:

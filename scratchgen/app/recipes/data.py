@@ -19,7 +19,7 @@ from scratchgen.data.shapes import load_shapes
 from scratchgen.maths import planar
 from scratchgen.maths.densities import Density, Mixture
 
-__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "fingerprint", "load", "require_known"]
+__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "fingerprint", "load", "require_known", "settled"]
 
 EXACT = backend("numpy", "float64")
 TRAINING, HELD_OUT, TEST = 8000, 800, 4000  # points of a planar set
@@ -47,6 +47,11 @@ PLANAR: dict[str, Callable[[], Density]] = {
     "grid25": lambda: planar.grid(EXACT),
 }
 KNOWN = ", ".join(("digits", "shapes", *PLANAR))
+
+
+def settled(name: str) -> str:
+    """The value of --data as a run keeps it: a name, or a path that holds in every folder."""
+    return name if name in ("digits", "shapes", *PLANAR) else str(Path(name).resolve())
 
 
 def require_known(config) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app import diffusion_plots, tables
+from scratchgen.app import diffusion_plots, plots, tables
 from scratchgen.app.recipes.config import option, require_at_least
 from scratchgen.app.recipes.diffusion import (
     DiffusionConfig,
@@ -32,6 +33,7 @@ from scratchgen.models.ddpm import Ddpm, draw_steps, noise_shares
 from scratchgen.models.flow import exact_divergence, flow_log_density
 from scratchgen.models.samplers import Denoiser, Stop, clipped
 from scratchgen.models.vdm import low_discrepancy
+from scratchgen.training.progress import say
 
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {
     "linear": Schedule.linear,
@@ -95,6 +97,11 @@ class DdpmSampling(DiffusionSampling):
         OWN, "of ancestral steps; own is what was trained", (OWN, *FIXED, OPTIMAL, LEARNED)
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.variance != OWN and self.sampler != "ancestral":
+            raise ValueError("--variance is for --sampler ancestral; leave it out")
+
 
 def fixed_variances(schedule: Schedule) -> dict[str, ReverseVariance]:
     """The variances that need nothing but a schedule; β̃_2 stands for β̃_1."""
@@ -130,7 +137,7 @@ class DdpmRecipe(DiffusionRecipe):
         x, noise = self.batch(step, rows)
         u = self.stream.at("train", step, "time").uniform((1,))
         place = low_discrepancy(u, config.batch_size, rows)
-        t, weight = draw_steps(place, TIMES[config.times](self.model.schedule))
+        t, weight = draw_steps(place, self._shares)
         (simple, bound), pullback = self.model.loss(x, t, noise.at("eps").normal(x.shape), noise)
         none, each = 0.0 * simple, weight / config.batch_size
         if config.objective == "simple":
@@ -142,6 +149,11 @@ class DdpmRecipe(DiffusionRecipe):
         mean_error = weight * simple / config.timesteps
         return {"simple": mean_error, "bound": self.model.prior(x) + weight * bound}
 
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        """How training draws steps: p_t of t = 1..T, up to a factor."""
+        return TIMES[self.config.times](self.model.schedule)
+
     def columns(self, row: dict[str, float]) -> dict[str, float]:
         """The squared error per dimension, and -ELBO, of a random term, in nats and bits."""
         return {
@@ -150,21 +162,38 @@ class DdpmRecipe(DiffusionRecipe):
             "bits_per_dim": bits_per_dim(row["bound"], self.dims),
         }
 
+    def training_figures(self, folder: Path) -> None:
+        """The loss curve of what is trained: the squared error, or else the bound."""
+        history = self.fit.history
+        if self.config.objective == "bound" or not history:
+            super().training_figures(folder)
+            return
+        curve = {"‖ε - ε̂‖²/D on training batches": np.asarray(history["simple"]) / self.dims}
+        path = folder / "figures" / "loss.png"
+        plots.loss_curves(path, history["step"], curve, "variances of the noise", {})
+
     def describe(self, row: dict[str, float]) -> str:
-        """Both losses."""
+        """Both losses; the bound's, by random terms, is a rough one."""
         found = self.columns(row)
-        return f"‖ε-ε̂‖²/D {found['simple_per_dim']:.3f}, -ELBO {found['bits_per_dim']:.3f} bits/dim"
+        error, bits = found["simple_per_dim"], found["bits_per_dim"]
+        return f"‖ε-ε̂‖²/D {error:.3f}, -ELBO by random terms {bits:.3f} bits/dim"
 
     def evaluate(self, part, draws: int) -> dict:
         """The bound term by term with every variance this net can have, and its yardsticks."""
+        times = min(draws + 1, self.config.timesteps)
+        say(f"looking at {len(part)} examples, each at {times} steps")
         stream, schedule = Stream(0, self.born).at("evaluate"), self.model.schedule
-        choices = self.variances(stream.at("pilot"))
+        choices = self.variances()
         found = ddpm_bounds(self.model, self.examples(part), stream, draws, choices)
         by_variance = {name: self._terms(name, found, choices[name]) for name in choices}
         own = by_variance[self.config.variance]
-        course = {name: found[name][1:].tolist() for name in ("count", "simple", "error")} | {
-            f"term_{name}_nats": found[f"term/{name}"][1:].tolist() for name in choices
-        }
+        seen = found["count"] > 0.0
+        names = {"simple": "simple", "error": "error"}
+        names |= {f"term_{name}_nats": f"term/{name}" for name in choices}
+        course: dict[str, list] = {"count": found["count"][1:].astype(int).tolist()}
+        for column, name in names.items():  # None where no example was looked at
+            pairs = zip(found[name][1:].tolist(), seen[1:], strict=True)
+            course[column] = [value if looked else None for value, looked in pairs]
         return {
             "bits_per_dim": own["bits_per_dim"],
             "bits_per_dim_standard_error": own["bits_per_dim_standard_error"],
@@ -216,11 +245,11 @@ class DdpmRecipe(DiffusionRecipe):
         logvar, _ = variance.logvar(None, np.zeros((len(now), 1)), now, before)
         return float(variance_constant(np.exp(logvar[:, 0]), now, before, self.dims).sum())
 
-    def variances(self, stream: Stream) -> dict[str, ReverseVariance]:
+    def variances(self) -> dict[str, ReverseVariance]:
         """Every variance this net can be used with; the optimal one is set by training examples."""
         schedule = self.model.schedule
         x = self.examples(self.fitted.take(slice(PILOT)))
-        pilot = ddpm_bounds(self.model, x, stream, PILOT_DRAWS, {})
+        pilot = ddpm_bounds(self.model, x, Stream(0, self.born).at("pilot"), PILOT_DRAWS, {})
         seen = pilot["count"] > 0.0
         t = np.arange(schedule.steps + 1)
         error = np.interp(t, t[seen], pilot["error"][seen]) / self.dims
@@ -254,14 +283,18 @@ class DdpmRecipe(DiffusionRecipe):
         course = result["course"]
         rows = zip(*course.values(), strict=True)
         tables.write_table(folder / f"terms_{name}.csv", list(course), rows)
-        curves = {k: np.asarray(v) for k, v in course.items() if k.startswith("term_")}
-        labels = {k.removeprefix("term_").removesuffix("_nats"): v for k, v in curves.items()}
+        seen = np.asarray(course["count"]) > 0
+        labels = {
+            k.removeprefix("term_").removesuffix("_nats"): np.asarray(v)[seen].astype(np.float64)
+            for k, v in course.items()
+            if k.startswith("term_")
+        }
         diffusion_plots.over_time(
             folder / "figures" / f"terms_{name}.png",
-            np.asarray(course["t"]),
+            np.asarray(course["t"])[seen],
             labels,
             "t",
-            "L_{t-1}, nats (t = 1: L_0)",
+            "term of step t, nats (of t = 1: L₀)",
             f"terms of the bound, {name} part, by reverse variance",
         )
 
@@ -275,9 +308,10 @@ class DdpmRecipe(DiffusionRecipe):
         Raises:
             ValueError: a learned variance is asked for, and none was learned.
         """
+        denoise: Denoiser = self.model.denoise
         if options.variance not in (OWN, self.config.variance):
             if options.variance == LEARNED:
                 raise ValueError("this run has learned no variance; train with --variance learned")
-            choices = self.variances(Stream(0, self.born).at("pilot"))
-            self.model.variance = choices[options.variance]
-        return clipped(self.model.denoise) if options.clip else self.model.denoise
+            chosen = self.variances()[options.variance]
+            denoise = partial(self.model.denoise, variance=chosen)
+        return clipped(denoise) if options.clip else denoise

@@ -38,6 +38,7 @@ from scratchgen.models.samplers import (
 from scratchgen.nets.mlp import TimedMlp
 from scratchgen.nets.time import Sinusoidal
 from scratchgen.nets.unet import UNet
+from scratchgen.training.progress import say
 
 UNET, MLP, AUTO, KWAY = "unet", "mlp", "auto", "kway"
 AFFINE: dict[str, type[Parameterisation]] = {
@@ -94,11 +95,13 @@ class DiffusionConfig(Config):
         if self.depth == 0:
             object.__setattr__(self, "depth", 1 if self.net == UNET else 3)
         super().__post_init__()
-        if planar and (self.net == UNET or self.predict == KWAY):
-            raise ValueError(
-                f"{self.data} are points in the plane, without pixels or levels; leave out "
-                "--net unet and --predict kway"
-            )
+        misfits = {"--net unet": self.net == UNET, "--predict kway": self.predict == KWAY}
+        for flag, chosen in misfits.items():
+            if planar and chosen:
+                raise ValueError(
+                    f"{self.data} are points in the plane, without pixels or levels; leave out "
+                    f"{flag}"
+                )
         if self.net == UNET and self.width % 8:
             raise ValueError(f"--width must be a multiple of 8 for --net unet, got {self.width}")
         if self.net == MLP and (self.fourier or self.multipliers):
@@ -188,6 +191,9 @@ class DiffusionRecipe(Recipe):
             of_variance: how many numbers it gives for the variance of each number of the data.
             scale: by which it multiplies times.
             reads_data: whether no cotangent of x_t is wanted.
+
+        Raises:
+            ValueError: images for a U-Net are not square, or do not halve.
         """
         config, way = self.config, self.parameterisation
         each = (way.levels if isinstance(way, KWay) else 1) + of_variance
@@ -195,7 +201,12 @@ class DiffusionRecipe(Recipe):
             sizes = [self.dims, *[config.width] * config.depth, self.dims * each]
             time = Sinusoidal(32, scale=scale)
             return TimedMlp(sizes, 32, time, dropout=config.dropout if self.fitted.levels else 0.0)
-        side, _, channels = self.shape
+        side, width, channels = self.shape
+        if side != width:
+            raise ValueError(
+                f"a U-Net takes square images, got {side}×{width} pixels; give --size, which crops "
+                "files to squares, or take --net mlp"
+            )
         multipliers = config.channels_at(side)
         sides = [side >> i for i in range(len(multipliers))]
         return UNet(
@@ -221,6 +232,7 @@ class DiffusionRecipe(Recipe):
     def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
         """n samples; the noise of sample i depends on the seed and on i only."""
         stops, denoise = self.stops(options.steps), self.denoiser(options)
+        say(f"drawing {n} samples in {len(stops) - 1} steps")
         kept = _moments(len(stops)) if options.trajectory else [len(stops) - 1]
         parts: dict[int, list[np.ndarray]] = {at: [] for at in kept}
         shape = (self.at_once, *self.examples(self.fitted.take(slice(0, 1))).shape[1:])
@@ -243,8 +255,8 @@ class DiffusionRecipe(Recipe):
         x = self.examples(self.fitted.take(slice(SHOWN if self.fitted.levels else CLOUD)))
         noise = Stream(seed, self.born).at("forward").normal((x.shape[0], len(stops), *x.shape[1:]))
         xp = self.born.xp
-        levels = [min(stop.level, 0.0) for stop in stops]
-        rows = xp.asarray([0.0, *levels], dtype=xp.float64, device=self.born.device)[:, None]
+        levels = [0.0, *(stop.level for stop in stops)]
+        rows = xp.asarray(levels, dtype=xp.float64, device=self.born.device)[:, None]
         steps = xp.moveaxis(noise, 1, 0)
         chain = q_chain(x, steps, rows)
         return tuple(self.images(chain[i + 1, ...]) for i in range(len(stops)))

@@ -25,7 +25,7 @@ class DiffusionSampling(Sampling):
     steps: int = option(0, "steps from noise to data; 0 takes T, or 250 in continuous time")
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (that of ancestral)")
     step_temperature: float = option(1.0, "scale of the noise of every step")
-    clip: bool = option(False, "keep every prediction of the data in [-1, 1]")
+    clip: bool = option(False, "keep every prediction of the data in [-1, 1], where kway always is")
     shared_noise: bool = option(False, "give all samples the same noise, but not the same start")
     trajectory: bool = option(False, "keep the way too: a strip and a moving picture")
 
@@ -36,6 +36,13 @@ class DiffusionSampling(Sampling):
             raise ValueError(f"--steps must be at least 0, got {self.steps}")
         if self.eta and self.sampler != "ddim":
             raise ValueError("--eta is for --sampler ddim; leave it out")
+        still = self.sampler == "ode" or (self.sampler == "ddim" and self.eta == 0.0)
+        if still and (self.shared_noise or self.step_temperature != 1.0):
+            raise ValueError(
+                f"--sampler {self.sampler} adds no noise"
+                + (" without --eta" if self.sampler == "ddim" else "")
+                + "; leave out --shared-noise and --step-temperature"
+            )
 
     @property
     def step(self) -> Step:

@@ -20,9 +20,10 @@ from scratchgen.maths.gamma import LearnedGamma, LinearGamma, level_from_gamma
 from scratchgen.metrics.likelihood import mean_and_error, vdm_bounds
 from scratchgen.models.samplers import Denoiser, Stop, clipped
 from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy, on_grid
+from scratchgen.training.progress import say
 
 GAMMAS = {"linear": LinearGamma, "learned": LearnedGamma}
-SAMPLING_STEPS = 250
+SAMPLING_STEPS, MOST_STEPS = 250, 10_000
 TERMS = ("prior", "diffusion", "reconstruction")
 
 
@@ -44,6 +45,11 @@ class VdmConfig(DiffusionConfig):
     def __post_init__(self):
         super().__post_init__()
         require_at_least(self, 0, "timesteps")
+        if self.timesteps > MOST_STEPS and self.dtype == "float32":
+            raise ValueError(
+                f"--timesteps must be at most {MOST_STEPS} in float32, where γ(t) - γ(t - 1/T) "
+                f"loses its digits, got {self.timesteps}; take --dtype float64 or continuous time"
+            )
         if not -20.0 <= self.gamma_first < self.gamma_last <= 20.0:
             raise ValueError(
                 "need -20 ≤ --gamma-first < --gamma-last ≤ 20, got "
@@ -98,6 +104,7 @@ class VdmRecipe(DiffusionRecipe):
 
     def evaluate(self, part, draws: int) -> dict:
         """The bound in its three terms, and its yardsticks."""
+        say(f"looking at {len(part)} examples, each at {draws} times")
         stream = Stream(0, self.born).at("evaluate")
         steps = self.config.timesteps or None
         found = vdm_bounds(self.model, self.examples(part), stream, draws, steps)
@@ -145,7 +152,7 @@ class VdmRecipe(DiffusionRecipe):
             {"½ ‖ε - ε̂‖²": 0.5 * np.asarray(course["squared_error"])},
             "γ = -log SNR",
             "nats per unit of γ",
-            f"diffusion loss over the noise level, {name} part; its area is the term",
+            f"diffusion loss over the noise level, {name} part; its integral is the term",
         )
 
     def stops(self, count: int) -> list[Stop]:
