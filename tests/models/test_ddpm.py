@@ -379,6 +379,7 @@ def test_a_look_without_gradient_sees_what_the_loss_sees(way, seed):
     np.testing.assert_allclose(error, ((x - clean) ** 2).sum(axis=1), rtol=1e-12)
 
 
+@pytest.mark.equation("DDPM-7")
 @pytest.mark.equation("DDPM-11")
 @pytest.mark.equation("DDPM-14")
 @pytest.mark.equation("DDPM-17")
