@@ -210,6 +210,11 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
 
 
 def require_finite(folder: Path, measures: dict) -> None:
+    """Refuse measures that hold a number which is not finite.
+
+    Raises:
+        NotFinite: one does.
+    """
     odd = [name for name, value in measures.items() if not np.all(np.isfinite(_numbers(value)))]
     if odd:
         raise NotFinite(f"{folder} did not go well; not finite: {', '.join(odd)}")

@@ -468,11 +468,26 @@ class Told:
         return self.way.target(clean, eps, now, before), lambda d: (0.0 * d, 0.0 * t)
 
 
+@pytest.mark.equation("DDPM-14")
+def test_the_flow_of_images_has_its_slope():
+    """⟨v, J w⟩ of the pullback against a difference along w, for a net that is linear in x_t."""
+    net = OnImages(2, 4)
+    model = Ddpm(net, SHORT, p.Epsilon(), LearnedVariance(FIRST), Normal())
+    params, stop = bound(model), model.stops(STEPS)[3]
+    x, v, w = normals(3, 3, 4, 3, 5, 2)
+    with params.frozen():
+        _, pullback = model.flow(x, stop)
+        moved = model.flow(x + w, stop)[0] - model.flow(x, stop)[0]
+        assert float(np.sum(v * moved)) == pytest.approx(float(np.sum(pullback(v) * w)), rel=1e-9)
+
+
+STEPPERS = {"ancestral": ancestral, "ddim": ddim(0.0), "heun": flow_heun}
+
+
+@pytest.mark.equation("DDPM-7")
 @pytest.mark.equation("DDPM-11")
 @pytest.mark.equation("DDPM-14")
-@pytest.mark.parametrize(
-    "step", [ancestral, ddim(0.0), flow_heun], ids=["ancestral", "ddim", "ode"]
-)
+@pytest.mark.parametrize("step", STEPPERS.values(), ids=STEPPERS)
 @pytest.mark.parametrize("count", [4, 25, 50])
 def test_one_sampler_walks_alike_whatever_the_net_says(step, count):
     """Also where it goes further than from t to t - 1, which is what the net was trained for."""
