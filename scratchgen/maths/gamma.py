@@ -64,7 +64,7 @@ class LinearGamma(Module):
         """
         _require_row(t)
 
-        def pullback(d_gamma, d_gamma_dot, interior=1.0):
+        def pullback(d_gamma, d_gamma_dot, interior=None):
             return self.rise * d_gamma
 
         return (self.first + self.rise * t, full_like(t, self.rise)), pullback

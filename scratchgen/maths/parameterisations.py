@@ -89,12 +89,24 @@ class Affine(Parameterisation):
         """((a, b), (a', b')), each a number or (N,)."""
 
     @abstractmethod
+    def slopes(self, now, before):
+        """(∂a/∂now, ∂b/∂now), each (N,), per unit of log ᾱ."""
+
+    @abstractmethod
     def target(self, x0, eps, now, before):
         """What ŷ should be: x0, eps (N, ...) -> (N, ...)."""
 
     def clean(self, output, x_t, now, before):
         """x̂₀ = a ŷ + b x_t, and its pullback: d -> (d_output, d_x_t)."""
         return _combine(self.coefficients(now, before)[0], output, x_t)
+
+    def clean_slope(self, output, x_t, now, before):
+        """∂x̂₀/∂now = ∂a/∂now ŷ + ∂b/∂now x_t, (N, ...).
+
+        Source: [Kingma 2021]
+        """
+        slope, _ = _combine(self.slopes(now, before), output, x_t)
+        return slope
 
     def epsilon(self, output, x_t, now, before):
         """ε̂ = a' ŷ + b' x_t, and its pullback: d -> (d_output, d_x_t)."""
@@ -113,12 +125,13 @@ class Epsilon(Affine):
         xp = namespace(s)
         return (-n / s, 1.0 / s), (xp.ones_like(s), xp.zeros_like(s))
 
-    def clean_slope(self, output, x_t, now, before):
-        """½ (s/n) ε̂ - ½ x̂₀.
+    def slopes(self, now, before):
+        """(½/(s n), -½/s).
 
         Source: [Kingma 2021]
         """
-        return 0.5 * (_ratio(now, x_t) * output - self.clean(output, x_t, now, before)[0])
+        s, n = _signal_and_noise(now)
+        return 0.5 / (s * n), -0.5 / s
 
     def target(self, x0, eps, now, before):
         """ε."""
@@ -137,12 +150,13 @@ class Clean(Affine):
         xp = namespace(s)
         return (xp.ones_like(s), xp.zeros_like(s)), (-s / n, 1.0 / n)
 
-    def clean_slope(self, output, x_t, now, before):
-        """0: the output is x̂₀ at every level.
+    def slopes(self, now, before):
+        """(0, 0).
 
         Source: [Kingma 2021]
         """
-        return 0.0 * output
+        zero = namespace(now).zeros_like(now)
+        return zero, zero
 
     def target(self, x0, eps, now, before):
         """x₀."""
@@ -160,12 +174,13 @@ class Velocity(Affine):
         s, n = _signal_and_noise(now)
         return (-n, s), (s, n)
 
-    def clean_slope(self, output, x_t, now, before):
-        """½ (s/n) ε̂.
+    def slopes(self, now, before):
+        """(½ s²/n, ½ s).
 
         Source: [Kingma 2021]
         """
-        return 0.5 * _ratio(now, x_t) * self.epsilon(output, x_t, now, before)[0]
+        s, n = _signal_and_noise(now)
+        return 0.5 * s * s / n, 0.5 * s
 
     def target(self, x0, eps, now, before):
         """s ε - n x₀."""
@@ -184,13 +199,13 @@ class Score(Affine):
         s, n = _signal_and_noise(now)
         return (n * n / s, 1.0 / s), (-n, namespace(n).zeros_like(n))
 
-    def clean_slope(self, output, x_t, now, before):
-        """(s/n) ε̂ - ½ x̂₀.
+    def slopes(self, now, before):
+        """(-s - ½ n²/s, -½/s).
 
         Source: [Kingma 2021]
         """
-        epsilon, _ = self.epsilon(output, x_t, now, before)
-        return _ratio(now, x_t) * epsilon - 0.5 * self.clean(output, x_t, now, before)[0]
+        s, n = _signal_and_noise(now)
+        return -s - 0.5 * n * n / s, -0.5 / s
 
     def target(self, x0, eps, now, before):
         """∇ log q(x_t | x_0) = -ε/n."""
@@ -208,16 +223,14 @@ class Mean(Affine):
         (s, n), (c0, c, _) = _signal_and_noise(now), posterior(now, before)
         return (1.0 / c0, -c / c0), (-s / (n * c0), (1.0 + s * c / c0) / n)
 
-    def clean_slope(self, output, x_t, now, before):
-        """s_s s² n_s²/m² ŷ - n_s² s (½/m + s²/m²) x_t, with s_s, n_s at `before`, m = s_s² - s².
+    def slopes(self, now, before):
+        """(s_s s² n_s²/m², -n_s² s (½/m + s²/m²)), with s_s, n_s at `before` and m = s_s² - s².
 
         Source: [Kingma 2021]
         """
         (s, _), (s_s, n_s) = _signal_and_noise(now), _signal_and_noise(before)
-        noise, m = n_s * n_s, s_s * s_s - s * s
-        on_output = s_s * s * s * noise / (m * m)
-        on_x_t = noise * s * (0.5 / m + s * s / (m * m))
-        return shaped(on_output, x_t) * output - shaped(on_x_t, x_t) * x_t
+        square, m = n_s * n_s, s_s * s_s - s * s
+        return s_s * s * s * square / (m * m), -square * s * (0.5 / m + s * s / (m * m))
 
     def target(self, x0, eps, now, before):
         """The mean of q(x_s | x_t, x_0), c₀ x_0 + c x_t."""
@@ -340,12 +353,6 @@ def reverse_mean(x_t, eps, now, before):
 def _signal_and_noise(level):
     signal, variance = kernel(level)
     return signal, namespace(variance).sqrt(variance)
-
-
-def _ratio(level, like):
-    """s/n, shaped to multiply `like`."""
-    signal, noise = signal_and_noise(level, like)
-    return signal / noise
 
 
 def _combine(coefficients, output, x_t):

@@ -89,7 +89,7 @@ class OptimalVariance(ReverseVariance):
         """log (β̃ + c₀² E(x_0 - x̂₀)²)."""
         xp = namespace(now)
         levels, errors = (xp.asarray(a, device=now.device) for a in (self.levels, self.errors))
-        place = xp.clip(xp.searchsorted(-levels, -now), 1, errors.size - 1)
+        place = xp.clip(xp.searchsorted(-levels, -now), None, errors.size - 1)
         error = xp.take(errors, place)
         return _filled(optimal_variance(error, now, before, 1), x_t), lambda d: None
 
@@ -114,4 +114,4 @@ class LearnedVariance(PosteriorVariance):
 
 def _filled(variance, like):
     """log of a number per example, in the shape of `like`."""
-    return shaped(namespace(variance).log(variance), like) + 0.0 * like
+    return namespace(like).broadcast_to(shaped(namespace(variance).log(variance), like), like.shape)

@@ -91,8 +91,14 @@ def test_linear_gamma_is_a_line(seed, n, first, rise):
     (value, slope), pullback = gamma(t)
     np.testing.assert_allclose(value, first + (first + rise - first) * t, rtol=1e-15)
     np.testing.assert_array_equal(slope, np.full(n, gamma.rise))
-    np.testing.assert_array_equal(pullback(np.ones(n), normals(seed, n)), slope)
-    np.testing.assert_array_equal(pullback(np.ones(n), np.ones(n), 3.0), slope)
+    d_gamma = normals(seed + 1, n)
+    np.testing.assert_array_equal(pullback(d_gamma, normals(seed, n)), gamma.rise * d_gamma)
+    np.testing.assert_array_equal(pullback(d_gamma, np.ones(n), 3.0), gamma.rise * d_gamma)
+
+
+def test_linear_gamma_goes_from_the_ends_of_the_paper():
+    gamma = LinearGamma()
+    assert (gamma.first, gamma.rise) == (-13.3, 5.0 + 13.3)
 
 
 @given(seeds(), sizes(8))

@@ -96,6 +96,21 @@ def test_pullbacks(kind, seed, pair):
         oracle.check_pullback(lambda a, b, way=way: way(a, b, now, before), output, x_t)
 
 
+@pytest.mark.equation("DDPM-8")
+@pytest.mark.equation("DDPM-14")
+@given(seeds(), sizes(3), transitions(), st.integers(2, 5))
+def test_k_way_costs_are_those_of_a_distribution(seed, n, pair, k):
+    """Σ_k e^(-cost of level k) = 1 in every pixel of x_t; the pullback is autograd's."""
+    kind, now = p.KWay(k), np.repeat(pair[0], n)
+    x_t, logits = normals(seed, n, 2, 3), normals(seed + 1, n, 2, 3 * k)
+    levels = [np.full((n, 2, 3), level_centres(float(i), k)) for i in range(k)]
+    costs = np.stack([kind.nll(x, logits, x_t, now)[0] for x in levels], axis=-1)
+    want = -kind.log_probabilities(logits, x_t, now)
+    np.testing.assert_allclose(costs, want, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(np.exp(-costs).sum(axis=-1), 1.0, rtol=1e-12)
+    oracle.check_pullback(lambda h: kind.nll(levels[0], h, x_t, now), logits)
+
+
 @pytest.mark.parametrize("kind", [*AFFINE, p.KWay(3)], ids=lambda kind: type(kind).__name__)
 @given(seeds(), sizes(3), transitions())
 def test_slopes_are_those_of_the_level(kind, seed, n, pair):
