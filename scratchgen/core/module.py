@@ -78,6 +78,14 @@ class Reading:
             raise StalePullback(_STALE)
         return self._value
 
+    def derived(self, name, compute: Callable[[Any], Any]):
+        """compute(value), remembered under that name until θ changes."""
+        version, known = self._owner.derived.get((self._window.start, name), (None, None))
+        if version != self._version:
+            known = compute(self.value)
+            self._owner.derived[self._window.start, name] = (self._version, known)
+        return known
+
     def accumulate_product(self, a, b) -> None:
         """Add aᵀ b to the parameter's gradient: the only way a gradient is ever added.
 
@@ -173,6 +181,7 @@ class FlatParameters:
         self.backend, self.version = stream.backend, 0
         self.table: dict[str, Parameter] = {}
         self.buffers: dict[str, Buffer] = dict(module.named(Buffer))
+        self.derived: dict[tuple, tuple[int, Any]] = {}
         end = 0
         for name, parameter in module.named(Parameter):
             if parameter not in self.table.values():

@@ -1,8 +1,9 @@
 """Run a loss on shards of the batch and sum the gradients.
 
-A worker group has four doors: `rank` and `size`; `run`, which evaluates a loss on this group's
-share of the rows of a batch and leaves the whole batch's gradient in `params.grad`; and
-`broadcast`, which gives every worker the values of the first. `Solo` is the group of one.
+A worker group has five doors: `rank` and `size`; `run`, which evaluates a loss on this group's
+share of the rows of a batch and leaves the whole batch's gradient in `params.grad`; `elementwise`,
+by which an optimiser updates its vectors; and `broadcast`, which gives every worker the values of
+the first. `Solo` is the group of one.
 
 Noise is keyed by row (core/streams.py), so N workers draw what one would, and their gradients sum
 to the same gradient up to the order of summation.
@@ -35,6 +36,14 @@ class Workers(Protocol):
             The terms of the rows this process evaluated, in order.
         """
 
+    def elementwise(self, update: Callable[..., None], *vectors) -> None:
+        """update(*vectors), perhaps on parts of them side by side.
+
+        Args:
+            update: changes the vectors in place, each entry by what stands at its own place only.
+            vectors: of one length.
+        """
+
     def broadcast(self, array) -> None:
         """Overwrite `array` in place with the first worker's values."""
 
@@ -47,6 +56,10 @@ class Solo:
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
         """Evaluate the whole batch; its pullback adds to params.grad directly."""
         return shard(slice(0, batch_size))
+
+    def elementwise(self, update: Callable[..., None], *vectors) -> None:
+        """All at once."""
+        update(*vectors)
 
     def broadcast(self, array) -> None:
         """Nothing to do: there is no one else."""

@@ -1,7 +1,7 @@
-"""A readable function may be given a faster twin.
+"""A readable function may be given faster twins.
 
-The readable one is marked; whoever owns the faster one registers it together with the condition
-under which it applies. Nothing that reads the marked function has to know.
+The readable one is marked; whoever owns a faster one registers it together with the condition under
+which it applies. Nothing that reads the marked function has to know.
 
     @readable
     def softplus(x): ...
@@ -17,18 +17,20 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-_twins: dict[Callable, tuple[Callable, Callable[..., bool]]] = {}
+Twin = tuple[Callable, Callable[..., bool]]
+_twins: dict[Callable, list[Twin]] = {}
 _off = 0
 
 
-def readable(function: Callable) -> Callable:
-    """Mark a function as one that may be given a faster twin."""
+def readable(function: Callable) -> Any:
+    """Mark a function as one that may be given faster twins."""
 
     @wraps(function)
     def door(*args: Any, **kwargs: Any):
-        twin = None if _off else _twins.get(door)
-        if twin and twin[1](*args, **kwargs):
-            return twin[0](*args, **kwargs)
+        if not _off:
+            for twin, applies in _twins.get(door, ()):
+                if applies(*args, **kwargs):
+                    return twin(*args, **kwargs)
         return function(*args, **kwargs)
 
     door.readable = function  # type: ignore[attr-defined]
@@ -38,14 +40,17 @@ def readable(function: Callable) -> Callable:
 def register(marked: Callable, twin: Callable, applies: Callable[..., bool]) -> None:
     """Let `twin` answer for `marked` wherever applies(*args, **kwargs) holds.
 
+    A function may have several, for different inputs; the first that applies answers.
+
     Raises:
-        ValueError: the function is not marked as readable, or already has a twin.
+        ValueError: the function is not marked as readable, or already has this twin.
     """
     if not hasattr(marked, "readable"):
         raise ValueError(f"{marked.__name__} must be marked with @readable to have a twin")
-    if marked in _twins:
-        raise ValueError(f"{marked.__name__} already has a twin")
-    _twins[marked] = (twin, applies)
+    known = _twins.setdefault(marked, [])
+    if any(twin is other for other, _ in known):
+        raise ValueError(f"{marked.__name__} already has the twin {twin.__name__}")
+    known.append((twin, applies))
 
 
 def active() -> list[str]:

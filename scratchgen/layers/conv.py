@@ -57,24 +57,57 @@ def patches_in_blocks(x, kernel: Pair, stride: Pair, before: Pair, after: Pair):
         yield examples, patches(x[examples, ...], kernel, stride, before, after)
 
 
-def correlate(x, w, stride: Pair, padding: Pair):
+def correlate(x, weight: Reading, stride: Pair, padding: Pair):
     """Σ_uv x[n, s i + u - p, t j + v - q] W[u, v]:  (N, H, W, C) -> (N, H', W', K)."""
-    return _gather(x, w, stride, padding, padding)
+    return gather(x, weight, stride, padding, padding)
 
 
-def correlate_adjoint(y, w, stride: Pair, padding: Pair, size: Pair):
-    """The transpose of x -> correlate(x, w):  (N, H', W', K) -> (N, *size, C)."""
-    xp, kernel = namespace(w), w.shape[:2]
-    spread = dilate(y, stride)
+def correlate_adjoint(y, weight: Reading, stride: Pair, padding: Pair, size: Pair):
+    """The transpose of x -> correlate(x, W):  (N, H', W', K) -> (N, *size, C)."""
+    kernel, spread = weight.value.shape[:2], dilate(y, stride)
     before = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
     after = tuple(size[i] + kernel[i] - 1 - before[i] - spread.shape[i + 1] for i in (0, 1))
-    flipped = xp.permute_dims(w[::-1, ::-1, :, :], (0, 1, 3, 2))
-    return _gather(spread, flipped, (1, 1), before, after)
+    return gather(spread, weight, (1, 1), before, after, flipped=True)
 
 
-def _gather(x, w, stride: Pair, before: Pair, after: Pair):
+@readable
+def gather(x, weight: Reading, stride: Pair, before: Pair, after: Pair, flipped: bool = False):
+    """Every patch of x between its bands of zeros, times the kernel as a matrix.
+
+    Args:
+        x: (N, H, W, C).
+        weight: of the kernel (k, l, C, K); with `flipped`, of (k, l, K, C).
+        stride, before, after: as for `patches`.
+        flipped: turn the kernel about and exchange its channels, as transposes need it.
+
+    Returns:
+        (N, H', W', K).
+    """
+    w = turned(weight.value) if flipped else weight.value
     columns, blocks = _columns(w), patches_in_blocks(x, w.shape[:2], stride, before, after)
     return _concat([_product(seen, columns) for _, seen in blocks])
+
+
+@readable
+def add_kernel_gradient(weight: Reading, x, dy, stride: Pair, padding: Pair) -> None:
+    """Add Σ_nij x[n, s i + u - p, t j + v - q] dy[n, i, j] to the gradient of W[u, v].
+
+    The patches are taken again: keeping them from the forward pass would cost k² times the memory.
+
+    Args:
+        weight: of W (k, l, C, K).
+        x: (N, H, W, C), what the kernel was laid over.
+        dy: (N, H', W', K).
+        stride, padding: as for `correlate`.
+    """
+    kernel = weight.value.shape[:2]
+    for part, seen in patches_in_blocks(x, kernel, stride, padding, padding):
+        weight.accumulate_product(rows(seen), rows(dy[part, ...]))
+
+
+def turned(w):
+    """(k, l, C, K) -> (k, l, K, C), turned about by half a circle."""
+    return namespace(w).permute_dims(w[::-1, ::-1, :, :], (0, 1, 3, 2))
 
 
 def _columns(w):
@@ -96,8 +129,6 @@ def _concat(parts: list):
 def convolution(x, weight: Reading, stride: Pair, padding: Pair, reads_data: bool = False):
     """y = correlate(x, W), as a layer.
 
-    The patches are taken again in the pullback: keeping them would cost k² times the memory.
-
     Args:
         x: (N, H, W, C).
         weight: of W (k, l, C, K).
@@ -108,17 +139,16 @@ def convolution(x, weight: Reading, stride: Pair, padding: Pair, reads_data: boo
         y: (N, H', W', K).
         pullback: dy -> dx, or None where x is data; adds the gradient of W.
     """
-    w = weight.value
 
     def pullback(dy):
-        for part, seen in patches_in_blocks(x, w.shape[:2], stride, padding, padding):
-            weight.accumulate_product(rows(seen), rows(dy[part, ...]))
-        return None if reads_data else correlate_adjoint(dy, w, stride, padding, x.shape[1:3])
+        add_kernel_gradient(weight, x, dy, stride, padding)
+        if reads_data:
+            return None
+        return correlate_adjoint(dy, weight, stride, padding, x.shape[1:3])
 
-    return correlate(x, w, stride, padding), pullback
+    return correlate(x, weight, stride, padding), pullback
 
 
-@readable
 def transposed_convolution(x, weight: Reading, stride: Pair, padding: Pair, size: Pair):
     """y = correlate_adjoint(x, W), as a layer.
 
@@ -132,16 +162,12 @@ def transposed_convolution(x, weight: Reading, stride: Pair, padding: Pair, size
         y: (N, H, W, C).
         pullback: dy -> dx = correlate(dy, W); adds the gradient of W.
     """
-    w = weight.value
 
     def pullback(dy):
-        columns, parts = _columns(w), []
-        for part, seen in patches_in_blocks(dy, w.shape[:2], stride, padding, padding):
-            weight.accumulate_product(rows(seen), rows(x[part, ...]))
-            parts.append(_product(seen, columns))
-        return _concat(parts)
+        add_kernel_gradient(weight, dy, x, stride, padding)
+        return correlate(dy, weight, stride, padding)
 
-    return correlate_adjoint(x, w, stride, padding, size), pullback
+    return correlate_adjoint(x, weight, stride, padding, size), pullback
 
 
 class Conv2d(Affine):

@@ -85,6 +85,12 @@ batch_standardise = Standardise((0,), lambda shape: (prod(shape[:-1]), shape[-1]
 
 
 @readable
+def place_sum(x):
+    """The sum over the places of each example and channel:  (N, ..., C) -> (N, C)."""
+    return namespace(x).sum(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+@readable
 def group_norm(x, groups: int, gain, bias, activation: Callable = identity):
     """y = φ(gain ⊙ x̂ + bias), x̂ standardised per example and group of channels.
 
@@ -103,12 +109,10 @@ def group_norm(x, groups: int, gain, bias, activation: Callable = identity):
     scale, shift = xp.reshape(gain, per_channel), xp.reshape(bias, per_channel)
     x_hat, standardise_pullback = group_standardise(groups)(x)
     y, activation_pullback = activation(x_hat * scale + shift)
-    places = tuple(range(1, x.ndim - 1))
 
     def pullback(dy):
         dh = activation_pullback(dy)
-        d_gain, d_bias = (xp.sum(d, axis=places) for d in (dh * x_hat, dh))
-        return standardise_pullback(dh * scale), d_gain, d_bias
+        return standardise_pullback(dh * scale), place_sum(dh * x_hat), place_sum(dh)
 
     return y, pullback
 
@@ -216,7 +220,7 @@ class AdditiveGroupNorm(Module):
 
         def pullback(dy):
             dx = norm_pullback(dy)
-            return dx, shift_pullback(xp.sum(dx, axis=tuple(range(1, x.ndim - 1))))
+            return dx, shift_pullback(place_sum(dx))
 
         return y, pullback
 

@@ -110,9 +110,9 @@ class Fit:
                 for kept, value in buffers.items():
                     self.params.buffers[kept].value = value
                 raise NotFinite(message)
-        self.optimiser.step()
+        self.optimiser.step(self.workers)
         if self.ema is not None:
-            self.ema.step()
+            self.ema.step(self.workers)
         self.steps_done += 1
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + mean
@@ -245,8 +245,8 @@ class Fit:
             if not found and not bool(xp.all(xp.isfinite(y))):
                 found.append(f"{names.get(id(parent), '')}.{name}".lstrip("."))
 
-        with observed(look), self.params.frozen():
-            self.workers.run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
+        with observed(look), self.params.frozen():  # alone, so that "first" has a meaning
+            Solo().run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
         return found[0] if found else None
 
 

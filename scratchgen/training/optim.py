@@ -6,6 +6,10 @@ from math import cos, pi, sqrt
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import FlatParameters
+from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.twins import readable
+
+SOLO = Solo()
 
 
 class Adam:
@@ -51,27 +55,24 @@ class Adam:
         zeros_like = namespace(params.theta).zeros_like
         self.m, self.v, self.steps = zeros_like(params.theta), zeros_like(params.theta), 0
 
-    def step(self) -> None:
-        """One update from `params.grad`, which is consumed: it is zero afterwards."""
-        theta, g = self.params.theta, self.params.grad
+    def step(self, workers: Workers = SOLO) -> None:
+        """One update from `params.grad`, which is consumed: it is zero afterwards.
+
+        Args:
+            workers: who shares the work.
+        """
         lr = self.lr(self.steps)
         self.steps += 1
         root = sqrt((1.0 - self.beta2) / (1.0 - self.beta2**self.steps))
         rate = lr * (1.0 - self.beta1) / (1.0 - self.beta1**self.steps) / root
-        if self.weight_decay:
-            theta *= 1.0 - lr * self.weight_decay
-        self.m *= self.beta1
-        self.m += g
-        g *= g
-        self.v *= self.beta2
-        self.v += g
-        spread = namespace(g).sqrt(self.v)
-        spread += self.tiny / root
-        g[...] = self.m  # the gradient is used up; its vector holds the update now
-        g /= spread
-        g *= rate
-        theta -= g
-        g[...] = 0.0
+        decay, tiny = 1.0 - lr * self.weight_decay, self.tiny / root
+
+        def update(theta, g, m, v) -> None:
+            if self.weight_decay:
+                theta *= decay
+            adam(theta, g, m, v, self.beta1, self.beta2, rate, tiny)
+
+        workers.elementwise(update, self.params.theta, self.params.grad, self.m, self.v)
         self.params.changed()
 
     def state(self) -> dict:
@@ -81,6 +82,30 @@ class Adam:
     def restore(self, state: dict) -> None:
         """Continue from what `state` returned."""
         self.m[...], self.v[...], self.steps = state["m"], state["v"], int(state["steps"])
+
+
+@readable
+def adam(theta, g, m, v, beta1: float, beta2: float, rate: float, tiny: float) -> None:
+    """m ← β₁ m + g,  v ← β₂ v + g²,  θ ← θ - rate m/(√v + tiny),  g ← 0, all in place.
+
+    Args:
+        theta, g, m, v: vectors of one length.
+        beta1, beta2, rate, tiny: with the bias corrections and factors that `Adam` folds in.
+
+    Source: [Kingma 2015]
+    """
+    m *= beta1
+    m += g
+    g *= g
+    v *= beta2
+    v += g
+    spread = namespace(v).sqrt(v)
+    spread += tiny
+    g[...] = m  # the gradient is used up; its vector holds the update now
+    g /= spread
+    g *= rate
+    theta -= g
+    g[...] = 0.0
 
 
 class Ema:
@@ -103,12 +128,16 @@ class Ema:
         self.params, self.decay, self.steps = params, decay, 0
         self.average = 1.0 * params.theta
 
-    def step(self) -> None:
-        """Average in the present θ."""
+    def step(self, workers: Workers = SOLO) -> None:
+        """Average in the present θ; `workers` share the work."""
         decay = min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
         self.steps += 1
-        self.average *= decay
-        self.average += (1.0 - decay) * self.params.theta
+
+        def update(average, theta) -> None:
+            average *= decay
+            average += (1.0 - decay) * theta
+
+        workers.elementwise(update, self.average, self.params.theta)
 
     @contextmanager
     def applied(self):

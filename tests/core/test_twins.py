@@ -5,8 +5,20 @@ import pytest
 
 from scratchgen.core import twins
 from scratchgen.layers.attention import SelfAttention, softmax
-from scratchgen.layers.conv import Conv2d, ConvTranspose2d, convolution, transposed_convolution
-from scratchgen.layers.normalisation import AdaptiveGroupNorm, GroupNorm, group_norm
+from scratchgen.layers.conv import (
+    Conv2d,
+    ConvTranspose2d,
+    add_kernel_gradient,
+    convolution,
+    gather,
+)
+from scratchgen.layers.normalisation import (
+    AdaptiveGroupNorm,
+    GroupNorm,
+    group_norm,
+    place_sum,
+)
+from scratchgen.training.optim import adam
 
 from support import bound, normals
 
@@ -39,14 +51,26 @@ def test_twins_can_be_switched_off_and_listed(doubled):
     assert doubled(np.asarray(3))[1] == "fast"
 
 
-def test_only_marked_functions_have_one_twin(doubled):
+def test_the_first_of_several_twins_that_applies_answers(doubled):
+    twins.register(doubled, lambda x: (2 * x, "for lists"), applies=lambda x: type(x) is list)
+    assert doubled([1]) == ([1, 1], "for lists")
+    assert doubled(np.asarray(3)) == (6, "fast")
+    twins.register(doubled, lambda x: "never", applies=lambda x: type(x) is list)
+    assert doubled([1]) == ([1, 1], "for lists")
+    assert len(twins.active()) == 1
+
+
+def test_only_marked_functions_have_twins_each_once(doubled):
     with pytest.raises(ValueError, match="@readable"):
         twins.register(abs, abs, applies=bool)
-    with pytest.raises(ValueError, match="already"):
+    twins.register(doubled, abs, applies=lambda x: False)
+    with pytest.raises(ValueError, match="already has the twin abs"):
         twins.register(doubled, abs, applies=bool)
 
 
-@pytest.mark.parametrize("marked", [convolution, transposed_convolution, group_norm, softmax])
+@pytest.mark.parametrize(
+    "marked", [adam, add_kernel_gradient, convolution, gather, group_norm, place_sum, softmax]
+)
 def test_the_costly_functions_of_the_layers_are_marked(marked, monkeypatch):
     monkeypatch.setattr(twins, "_twins", {})
     twins.register(marked, lambda *given, **named: "the twin", applies=lambda *given, **named: True)
@@ -57,7 +81,8 @@ def test_the_costly_functions_of_the_layers_are_marked(marked, monkeypatch):
     ("marked", "make", "inputs"),
     [
         (convolution, lambda: Conv2d(2, 3), [(2, 4, 4, 2)]),
-        (transposed_convolution, lambda: ConvTranspose2d(2, 3), [(2, 4, 4, 2)]),
+        (gather, lambda: Conv2d(2, 3), [(2, 4, 4, 2)]),
+        (gather, lambda: ConvTranspose2d(2, 3), [(2, 4, 4, 2)]),
         (group_norm, lambda: GroupNorm(4, 2), [(2, 3, 3, 4)]),
         (group_norm, lambda: AdaptiveGroupNorm(4, 3, 2), [(2, 3, 3, 4), (2, 3)]),
         (softmax, lambda: SelfAttention(4), [(2, 3, 4)]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
 from scratchgen.layers import conv
-from scratchgen.layers.conv import Conv2d, ConvTranspose2d, correlate, patches, patches_in_blocks
+from scratchgen.layers.conv import Conv2d, ConvTranspose2d, patches, patches_in_blocks
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
 
@@ -177,8 +177,10 @@ def test_sizes_may_be_any_whole_numbers_and_nothing_else():
 
 
 def test_one_by_one_is_a_linear_layer():
-    w, x = normals(0, 1, 1, 3, 2), normals(1, 2, 4, 5, 3)
-    np.testing.assert_allclose(correlate(x, w, (1, 1), (0, 0)), x @ w[0, 0], rtol=1e-13)
+    layer, x = Conv2d(3, 2, kernel=1, bias=False), normals(1, 2, 4, 5, 3)
+    bound(layer)
+    w = layer.weight.read().value
+    np.testing.assert_allclose(layer(x)[0], x @ w[0, 0], rtol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from scratchgen.core import twins
+
 from .operators import Mutant
 from .swap import ROOT, DoesNotImport, install
 
@@ -57,7 +59,8 @@ def with_tests(
             done.append(session)
             gc.freeze()  # so that collecting garbage in a child copies no memory
             try:
-                work(session.items)
+                with twins.disabled():  # the faults are planted in the readable functions
+                    work(session.items)
             except BaseException as error:  # an interrupt too: pytest would swallow it
                 failed.append(error)
             return True

@@ -1,0 +1,114 @@
+"""Norm with its activation, softmax, sums over places: in as few passes over memory as can be.
+
+An elementwise operation on arrays that exceed the cache costs what its reads and writes cost. So
+products with vectors of ones take the place of sums along an axis, whole formulas are folded into
+one factor and one summand per channel, and results go where an operand of no further use lies.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from scratchgen.core.twins import register
+from scratchgen.layers.activations import identity, silu
+from scratchgen.layers.attention import softmax
+from scratchgen.layers.normalisation import TINY, group_norm, place_sum
+
+OUTWEIGHED = 16.0  # mean² over variance, beyond which E[x²] - E[x]² loses too many digits
+RANGE = 60.0  # of scores that one common factor keeps from overflow and from vanishing
+
+
+def fused_group_norm(x, groups: int, gain, bias, activation: Callable = identity):
+    """The twin of `layers.normalisation.group_norm`, without activation or with SiLU.
+
+    With mean m and 1/deviation r of its group, a channel's h = gain (x - m) r + bias is a x + b.
+    For SiLU(h) = ½h (1 + tanh ½h) the halves are taken into a and b. The variance is E[x²] - m²;
+    where that cancels, the readable way answers.
+    """
+    n, c = x.shape[0], x.shape[-1]
+    seen, half = x.reshape(n, -1, c), 0.5 if activation is silu else 1.0
+    mean = _group_means(c, groups, seen.shape[1], x.dtype)
+    h = np.square(seen)
+    m = place_sum(x) @ mean
+    variance = place_sum(h) @ mean - m * m
+    if np.any(m * m > OUTWEIGHED * variance):
+        return group_norm.readable(x, groups, gain, bias, activation)
+    r = 1.0 / np.sqrt(variance + TINY)
+    a = half * gain * r
+    np.multiply(seen, a[:, None, :], out=h)
+    h += (half * bias - a * m)[:, None, :]
+    if activation is silu:
+        s = np.tanh(h)
+        s += 1.0
+        h *= s
+
+    def pullback(dy):
+        d = dy.reshape(seen.shape)
+        if activation is silu:  # dy times ∂y/∂(a x + b) = s + y (2 - s)
+            slope = 2.0 - s
+            slope *= h
+            slope += s
+            d = np.multiply(slope, d, out=slope)
+        dx = d * seen
+        d_bias = place_sum(d)
+        d_gain = r * (place_sum(dx) - m * d_bias)
+        # dx = a (d - mean of d gain - x̂ mean of x̂ d gain) = a d + bend x + shift
+        bend = -r * r * ((half * gain * d_gain) @ mean)
+        shift = -r * ((half * gain * d_bias) @ mean) - bend * m
+        np.multiply(seen, bend[:, None, :], out=dx)
+        dx += shift[:, None, :]
+        dx += np.multiply(d, a[:, None, :], out=d if activation is silu else None)
+        return dx.reshape(x.shape), half * d_gain, half * d_bias
+
+    return h.reshape(x.shape), pullback
+
+
+@cache
+def _group_means(channels: int, groups: int, places: int, dtype):
+    """(C, C): takes sums over so many places to the mean of each channel's group."""
+    each = channels // groups
+    block = np.full((each, each), 1.0 / (each * places))
+    return np.kron(np.eye(groups), block).astype(dtype)
+
+
+def place_sum_by_product(x):
+    """The twin of `layers.normalisation.place_sum`: a row of ones times each example's matrix."""
+    seen = x.reshape(x.shape[0], -1, x.shape[-1])
+    return (np.ones((1, seen.shape[1]), x.dtype) @ seen)[:, 0, :]
+
+
+def softmax_by_product(x):
+    """The twin of `layers.attention.softmax`: one maximum for all rows, and sums as products.
+
+    Any number may be taken out of a row. The largest of all serves every row whose own largest
+    entry is not so far below it that e^x would vanish; where one may be, the readable way answers.
+    """
+    top = x.max(initial=-np.inf)
+    if not top - x.min(initial=np.inf) < RANGE:
+        return softmax.readable(x)
+    ones = np.ones((x.shape[-1], 1), x.dtype)
+    p = x - top
+    np.exp(p, out=p)
+    p *= 1.0 / (p @ ones)
+
+    def pullback(dp):
+        dx = dp * p
+        dx -= p * (dx @ ones)
+        return dx
+
+    return p, pullback
+
+
+def _plain(x) -> bool:
+    return type(x) is np.ndarray and x.dtype in (np.float32, np.float64) and x.size > 0
+
+
+def _norms(x, groups, gain, bias, activation=identity) -> bool:
+    same = x.dtype == gain.dtype == bias.dtype
+    return _plain(x) and type(gain) is np.ndarray and same and activation in (identity, silu)
+
+
+register(group_norm, fused_group_norm, applies=_norms)
+register(place_sum, place_sum_by_product, applies=_plain)
+register(softmax, softmax_by_product, applies=_plain)
