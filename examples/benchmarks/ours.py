@@ -1,0 +1,256 @@
+"""Our side, and what all contenders are given to start from.
+
+    python ours.py WORKLOAD FOLDER THREADS SHARE     a contender's process
+    python ours.py WORKLOAD FOLDER                   writes FOLDER/given.npz
+
+Rivals do not trust what our code says of itself: they get arrays, which are the parameters to start
+from and the batches, times and noise that three of our steps have really used.
+"""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+from worker import serve
+from workloads import WORKLOADS, Workload
+
+from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.diffusion_sampling import step_noise
+from scratchgen.core.arrays import backend
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.parallel import Solo
+from scratchgen.core.streams import Stream
+from scratchgen.core.twins import active
+from scratchgen.layers.conv import Conv2d
+from scratchgen.layers.normalisation import GroupNorm
+from scratchgen.models.samplers import trajectory
+
+GIVEN, IMAGES = "given.npz", "images.npz"
+STEPS = 3
+COUNT = 2000  # black and white images; about as many as there are digits
+NUDGE = 0.02
+# Adam divides a gradient by its own size, so its first steps are as long where the gradient is
+# nothing but rounding noise as anywhere else. With a larger tiny such entries stay where they are.
+TINY = 1e-3
+MIDDLE = 500  # of a thousand reverse steps; there both x̂₀ and the noise count
+
+
+def build(work: Workload, folder: Path):
+    """The recipe that `scratchgen train` would make, with its θ moved a little.
+
+    Some layers start at 0, where most of the gradient vanishes and would prove nothing.
+    """
+    kind = RECIPES[work.model]
+    data = {"data": str(folder / IMAGES)} if work.side else {}
+    recipe = kind(kind.config_type(**work.options, **data))
+    params, fit = recipe.params, recipe.fit
+    params.theta += NUDGE * recipe.stream.at("nudge").normal(params.theta.shape)
+    params.changed()
+    fit.ema, fit.optimiser.tiny = None, TINY
+    return recipe
+
+
+def sharing(threads: int):
+    """Workers that share a batch among so many threads, where the library has them."""
+    try:
+        from scratchgen.fast.threads import Threads
+    except ImportError:
+        return Solo()
+    return Threads(threads) if threads > 1 else Solo()
+
+
+class Ours:
+    """What our contenders have in common: who evaluates the rows, and what BLAS may use."""
+
+    def __init__(self, work: Workload, threads: int):
+        self.workers = sharing(threads) if work.shards else Solo()
+        blas = threads if isinstance(self.workers, Solo) else 1
+        threadpool_limits(blas, user_api="blas")
+        workers = type(self.workers).__name__
+        self.options = {
+            "dtype": "float32",
+            "workers": workers if workers == "Solo" else f"{workers}({threads})",
+            "blas_threads": blas,
+            "blas_kernels": os.environ.get("OPENBLAS_CORETYPE", "its own choice"),
+            "twins": active(),
+            "numpy": np.__version__,
+        }
+
+
+class Training(Ours):
+    """The step of `scratchgen train`: batch, noise, forward, loss, pullback, Adam."""
+
+    def __init__(self, work: Workload, folder: Path, threads: int, share: str):
+        super().__init__(work, threads)
+        self.recipe = build(work, folder)
+        self.fit, self.params = self.recipe.fit, self.recipe.params
+        self.fit.workers = self.workers
+        self.step = self.fit.advance
+
+    def result(self) -> dict:
+        """The gradient of the first step, and θ after three."""
+        update, gradients = self.fit.optimiser.step, []
+
+        def keep_gradient() -> None:
+            gradients.append(self.params.grad.copy())
+            update()
+
+        self.fit.optimiser.step = keep_gradient
+        for _ in range(STEPS):
+            self.fit.advance()
+        self.fit.optimiser.step = update
+        found = {
+            f"the gradient of {name}": gradients[0][p.window].reshape(p.shape)
+            for name, p in self.params.table.items()
+        }
+        return found | {f"θ after {STEPS} steps": self.params.theta.copy()}
+
+
+class Reverse(Ours):
+    """A step of sampling: the net at x_t, then x_{t-1} with fresh noise."""
+
+    def __init__(self, work: Workload, folder: Path, threads: int, share: str):
+        super().__init__(work, threads)
+        recipe = build(work, folder)
+        self.sampling = recipe.sampling_type()
+        self.denoise, self.stops = recipe.denoiser(self.sampling), recipe.stops(0)
+        self.given, self.rows = folder / GIVEN, rows_of(share, recipe.config.batch_size)
+        count = self.rows.stop - self.rows.start
+        self.shape = (count, *recipe.shape)
+        self.stream = Stream(0, recipe.born).at("sample").from_row(self.rows.start)
+        self.walk = iter(())
+
+    def step(self) -> None:
+        """One step of a chain, or the start of the next one."""
+        if next(self.walk, None) is None:
+            x = self.stream.at("start").normal(self.shape)
+            noise = step_noise(self.stream, self.shape, same=False)
+            self.walk = trajectory(self.denoise, self.sampling.step, x, self.stops, noise)
+            next(self.walk)
+            next(self.walk)
+
+    def result(self) -> dict:
+        """x after each of three steps, from a given start with given noise."""
+        with np.load(self.given) as given:
+            start, noise = given["start"][self.rows], given["noise"][:, self.rows]
+        stops = self.stops[MIDDLE:]
+        walk = trajectory(self.denoise, self.sampling.step, start, stops, lambda i: noise[i])
+        return {f"x after {i} steps": x for i, x in enumerate(islice(walk, STEPS + 1))}
+
+
+class Convolution(Ours):
+    """y = conv(x), and dx and dw from dy: 3×3, as many channels after as before, no bias."""
+
+    def __init__(self, work: Workload, folder: Path, threads: int, share: str):
+        super().__init__(work, threads)
+        self.layer, self.params, self.x, self.dy = convolution(work)
+        self.parts: dict[int, tuple] = {}
+
+    def step(self) -> None:
+        """Forward and backward."""
+        self.params.grad[...] = 0.0
+        self.workers.run(self.params, self.shard, len(self.x))
+
+    def shard(self, rows: slice) -> dict:
+        """The same for some examples."""
+        y, pullback = self.layer(self.x[rows])
+        self.parts[rows.start] = y, pullback(self.dy[rows])
+        return {}
+
+    def result(self) -> dict:
+        """y, dx and dw."""
+        self.step()
+        y, dx = (np.concatenate(parts) for parts in zip(*self._ordered(), strict=True))
+        return {"y": y, "dx": dx, "dw": self.params.grad.reshape(self.layer.weight.shape).copy()}
+
+    def _ordered(self) -> list[tuple]:
+        return [self.parts[first] for first in sorted(self.parts)]
+
+
+KINDS = {"training": Training, "reverse": Reverse, "convolution": Convolution}
+
+
+def convolution(work: Workload):
+    """The layer, its parameters, x and dy."""
+    shape = work.options["shape"]
+    stream = Stream(0, backend("numpy"))
+    layer = Conv2d(shape[-1], shape[-1], bias=False)
+    params = FlatParameters(layer, stream)
+    return layer, params, stream.at("x").normal(shape), stream.at("dy").normal(shape)
+
+
+def rows_of(share: str, count: int) -> slice:
+    """The rows of part i of n, which is written i/n."""
+    i, n = map(int, share.split("/"))
+    return slice(i * count // n, (i + 1) * count // n)
+
+
+@contextmanager
+def recorded(model):
+    """Within, the list of what each call of the model's loss is given."""
+    loss, calls = model.loss, []
+
+    def record(*arguments):
+        calls.append(arguments[:-1])  # the last is a stream, for nets that drop out
+        return loss(*arguments)
+
+    model.loss = record
+    try:
+        yield calls
+    finally:
+        del model.loss
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Write what all contenders start from."""
+    work = WORKLOADS[name]
+    if work.kind == "convolution":
+        _, params, x, dy = convolution(work)
+        weight = params.theta.reshape(3, 3, x.shape[-1], x.shape[-1])
+        np.savez(folder / GIVEN, x=x, dy=dy, weight=weight)
+        return
+    if work.side:
+        size = (COUNT, work.side, work.side)
+        codes = np.random.default_rng(0).integers(2, size=size, dtype=np.uint8)
+        np.savez(folder / IMAGES, x=codes, levels=2)
+    recipe = build(work, folder)
+    given = {
+        f"θ/{name}": recipe.params.theta[p.window].reshape(p.shape).copy()
+        for name, p in recipe.params.table.items()
+    }
+    facts = {**work.options}
+    if work.model == "ddpm":
+        facts["groups"] = next(norm.groups for _, norm in recipe.model.named(GroupNorm))
+        given["log_alpha_bar"] = recipe.model.schedule.log_alpha_bar
+    if work.kind == "reverse":
+        shape = (work.options["batch_size"], *recipe.shape)
+        stream = recipe.stream.at("given")
+        given["start"] = stream.at("start").normal(shape)
+        given["noise"] = np.stack([stream.at("z", i).normal(shape) for i in range(STEPS)])
+        facts["first"] = int(recipe.stops(0)[MIDDLE].time)
+    else:
+        adam, config = recipe.fit.optimiser, recipe.config
+        facts |= {key: getattr(adam, key) for key in ("beta1", "beta2", "tiny")}
+        facts |= {"steps": config.steps, "peak": config.learning_rate}
+        facts["rates"] = [adam.lr(step) for step in range(STEPS)]
+        given["x"] = recipe.examples(recipe.fitted)
+        with recorded(recipe.model) as calls:
+            for _ in range(STEPS):
+                recipe.fit.advance()
+        for i, arguments in enumerate(calls):
+            given |= {f"step {i}/{j}": array for j, array in enumerate(arguments)}
+    np.savez(folder / GIVEN, facts=json.dumps(facts), **given)
+
+
+if __name__ == "__main__":
+    name, folder, *rest = sys.argv[1:]
+    if rest:
+        work = WORKLOADS[name]
+        serve(KINDS[work.kind](work, Path(folder), int(rest[0]), rest[1]))
+    else:
+        prepare(name, Path(folder))

@@ -1,0 +1,108 @@
+"""What is timed, and who takes part."""
+
+import platform
+from math import gcd
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import OURS, Contender
+
+HERE = Path(__file__).parent
+TORCH, JAX = "PyTorch", "JAX"
+SCHEDULE = {"steps": 30, "ema": 0.0, "dropout": 0.0}  # 3 steps of warm-up: no rate is tiny
+EPSILON = {"predict": "epsilon", "objective": "simple", "inject": "additive", **SCHEDULE}
+BERNOULLI = {"likelihood": "bernoulli", "batch_size": 128, **SCHEDULE}
+UNET_8 = {"data": "digits", "width": 64, "multipliers": "1,2", **EPSILON}
+UNET_32 = {
+    **{"data": "shapes", "size": 32, "colour": True, "width": 64, "multipliers": "1,2,2"},
+    **EPSILON,
+}
+CHAINS = 16
+
+
+class Workload(NamedTuple):
+    """What is done, to what, and how ours is run.
+
+    Args:
+        kind: training (a step of it), reverse (a step of sampling) or convolution.
+        model: whose recipe it is; none for a convolution.
+        options: of the recipe, as `scratchgen train` takes them; the shape (N, H, W, C) of one.
+        side: pixels a side of the black and white images that are drawn for it; 0 for none.
+        shards: whether ours shares the batch among threads with a BLAS of one thread each, or
+            leaves the threads to BLAS.
+    """
+
+    kind: str
+    model: str
+    options: dict
+    side: int = 0
+    shards: bool = True
+
+
+def _convolution(*shape: int) -> Workload:
+    return Workload("convolution", "", {"shape": shape})
+
+
+CONVOLUTIONS = (
+    (32, 8, 8, 64),
+    (128, 8, 8, 64),
+    (128, 8, 8, 128),
+    (64, 16, 16, 64),
+    (32, 32, 32, 32),
+    (32, 32, 32, 64),
+    (32, 32, 32, 128),
+)
+WORKLOADS = {
+    "vae-64": Workload(
+        "training", "vae", {"width": 256, "depth": 1, "latent": 16, **BERNOULLI}, 8, shards=False
+    ),
+    "vae-784": Workload(
+        "training", "vae", {"width": 500, "depth": 2, "latent": 20, **BERNOULLI}, 28
+    ),
+    **{f"conv-{'x'.join(map(str, shape))}": _convolution(*shape) for shape in CONVOLUTIONS},
+    "unet-8": Workload("training", "ddpm", {"batch_size": 128, **UNET_8}),
+    "unet-32": Workload("training", "ddpm", {"batch_size": 16, **UNET_32}),
+    "reverse-8": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_8}, shards=False),
+    "reverse-32": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_32}, shards=False),
+}
+
+
+def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
+    """Who does this workload.
+
+    Args:
+        name: of the workload.
+        folder: what `ours.prepare` wrote.
+        threads: of each contender, in all its processes.
+    """
+    work = WORKLOADS[name]
+    several = gcd(threads, CHAINS) if work.kind == "reverse" else 1  # chains know of no other
+
+    def one(side: str, script: str, *options: str, processes: int = 1, **environment) -> Contender:
+        each = threads // processes
+        command = [str(HERE / script), name, str(folder), str(each)]
+        shares = [f"{i}/{processes}" for i in range(processes)]
+        commands = [[*command, share, *options] for share in shares]
+        return Contender(side, commands, each, environment)
+
+    found = {OURS: one(OURS, "ours.py", processes=several)}
+    if platform.machine() in ("x86_64", "AMD64"):
+        found[f"{OURS}, Haswell kernels"] = one(
+            OURS, "ours.py", processes=several, OPENBLAS_CORETYPE="Haswell"
+        )
+    images = work.model != "vae"
+    for layout in ("channels_last", "contiguous") if images else ("contiguous",):
+        called = f"{TORCH} {layout}" if images else TORCH
+        found[called] = one(TORCH, "rivals_torch.py", layout, "eager")
+        if several > 1:
+            found[f"{called}, {several} processes"] = one(
+                TORCH, "rivals_torch.py", layout, "eager", processes=several
+            )
+    layout = "channels_last" if images else "contiguous"
+    found["torch.compile"] = one(TORCH, "rivals_torch.py", layout, "compile")
+    found[JAX] = one(JAX, "rivals_jax.py", JAX_PLATFORMS="cpu")
+    if several > 1:
+        found[f"{JAX}, {several} processes"] = one(
+            JAX, "rivals_jax.py", processes=several, JAX_PLATFORMS="cpu"
+        )
+    return found
