@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +134,19 @@ class Reverse(Ours):
             next(self.walk)
 
     def result(self) -> dict:
-        """x after each of three steps, from a given start with given noise."""
+        """ε̂ and x in three steps, from a given start with given noise."""
         with np.load(self.given) as given:
             start, noise = given["start"][self.rows], given["noise"][:, self.rows]
-        stops = self.stops[MIDDLE:]
-        walk = trajectory(self.denoise, self.sampling.step, start, stops, lambda i: noise[i])
-        return {f"x after {i} steps": x for i, x in enumerate(islice(walk, STEPS + 1))}
+        said = []
+
+        def listening(*arguments):
+            said.append(self.denoise(*arguments))
+            return said[-1]
+
+        stops = self.stops[MIDDLE : MIDDLE + STEPS + 1]
+        walk = trajectory(listening, self.sampling.step, start, stops, lambda i: noise[i])
+        seen = {f"x after step {i - 1}": x for i, x in enumerate(walk) if i > 0}
+        return seen | {f"ε̂ of step {i}": told.epsilon for i, told in enumerate(said)}
 
 
 class Convolution(Ours):

@@ -246,22 +246,23 @@ class Reverse(Jax):
         z = random.normal(of_noise, x.shape)
         ends = t == 0
         t = jnp.where(ends, self.last, t)
-        return self.reverse(theta, jnp.where(ends, z, x), t, z), t - 1, key
+        x, _ = self.reverse(theta, jnp.where(ends, z, x), t, z)
+        return x, t - 1, key
 
     def reverse(self, theta, x, t, z):
-        """x_t -> x_{t-1}."""
+        """x_t, t and noise -> x_{t-1} and ε̂."""
         c = {name: column[t] for name, column in self.table.items()}
         epsilon = self.net(theta, x, jnp.full((len(x),), t, dtype=x.dtype))
         clean = (x - c["noise"] * epsilon) / c["signal"]
-        return c["clean"] * clean + c["kept"] * x + c["fresh"] * z
+        return c["clean"] * clean + c["kept"] * x + c["fresh"] * z, epsilon
 
     def result(self) -> dict:
-        """x after each of some steps, from a given start with given noise."""
+        """ε̂ and x in some steps, from a given start with given noise."""
         x, t = jnp.asarray(self.given.arrays["start"][self.rows]), self.given.facts["first"]
-        found = {"x after 0 steps": x}
+        found = {}
         for i, z in enumerate(self.given.arrays["noise"][:, self.rows]):
-            x = self.given_noise(self.theta, x, jnp.asarray(t - i), jnp.asarray(z))
-            found[f"x after {i + 1} steps"] = x
+            x, epsilon = self.given_noise(self.theta, x, jnp.asarray(t - i), jnp.asarray(z))
+            found |= {f"ε̂ of step {i}": epsilon, f"x after step {i}": x}
         return {name: np.asarray(x) for name, x in found.items()}
 
 

@@ -9,6 +9,7 @@ compile, which compiles the loss (or the step of sampling) by torch.compile.
 import sys
 from math import log
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rivals import Given, Mlp, UNet, rows_of
@@ -202,8 +203,9 @@ class Reverse(Torch):
         super().__init__(given, layout, mode)
         self.theta, start = self.leaves(False), given.arrays["start"]
         self.net = UNet(Ops, self.theta, given.facts["groups"])
-        self.table = {name: torch.tensor(a) for name, a in given.reverse_step().items()}
-        self.rows, self.last = rows_of(share, len(start)), len(self.table["clean"]) - 1
+        table = given.reverse_step()
+        self.table = torch.tensor(np.stack(list(table.values()), axis=1))
+        self.rows, self.last = rows_of(share, len(start)), len(self.table) - 1
         self.before = self.compiled(self.reverse)
         self.x, self.t = self.image(start[self.rows]), self.last
         self.options |= {"autograd": "inference mode", "generator": "torch's own"}
@@ -213,24 +215,27 @@ class Reverse(Torch):
         """One step of a chain; behind its end the next one starts."""
         if self.t == 0:
             self.x, self.t = torch.randn_like(self.x), self.last
-        self.x = self.before(self.x, torch.tensor(self.t), torch.randn_like(self.x))
+        self.x, _ = self.take(self.x, self.t, torch.randn_like(self.x))
         self.t -= 1
 
-    def reverse(self, x, t, z):
-        """x_t -> x_{t-1}."""
-        c = {name: column[t] for name, column in self.table.items()}
-        epsilon = self.net(self.theta, x, t.to(x.dtype).expand(len(x)))
-        clean = (x - c["noise"] * epsilon) / c["signal"]
-        return c["clean"] * clean + c["kept"] * x + c["fresh"] * z
+    def take(self, x, t: int, z):
+        """x_{t-1} and ε̂."""
+        return self.before(x, torch.full((len(x),), float(t)), self.table[t], z)
+
+    def reverse(self, x, t, c, z):
+        """x_t, its times (N,), the coefficients and noise -> x_{t-1} and ε̂."""
+        epsilon = self.net(self.theta, x, t)
+        clean, kept, fresh, signal, noise = c
+        return clean * ((x - noise * epsilon) / signal) + kept * x + fresh * z, epsilon
 
     @torch.inference_mode()
     def result(self) -> dict:
-        """x after each of some steps, from a given start with given noise."""
+        """ε̂ and x in some steps, from a given start with given noise."""
         x, t = self.image(self.given.arrays["start"][self.rows]), self.given.facts["first"]
-        found = {"x after 0 steps": x}
+        found = {}
         for i, z in enumerate(self.given.arrays["noise"][:, self.rows]):
-            x = self.before(x, torch.tensor(t - i), self.image(z))
-            found[f"x after {i + 1} steps"] = x
+            x, epsilon = self.take(x, t - i, self.image(z))
+            found |= {f"ε̂ of step {i}": epsilon, f"x after step {i}": x}
         return {name: x.permute(0, 2, 3, 1).numpy() for name, x in found.items()}
 
 
