@@ -13,13 +13,11 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from harness import Disagreement, compare
+from report import agreement, machine, table, write_json
+from workloads import WORKLOADS, contenders
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from harness import Disagreement, compare  # noqa: E402
-from report import agreement, machine, table, write_json  # noqa: E402
-from workloads import WORKLOADS, contenders  # noqa: E402
-
 HINT = "this benchmark needs {}; install what it needs with: pip install -e '.[bench]'"
 LIBRARIES = ("scratchgen", "numpy", "torch", "jax")
 
@@ -42,7 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 prepare(workload, Path(folder))
                 compared = compare(
-                    workload, contenders(workload, Path(folder), given.threads), rounds, given.seconds
+                    workload,
+                    contenders(workload, Path(folder), given.threads),
+                    rounds,
+                    given.seconds,
                 )
         except Disagreement as problem:
             raise SystemExit(f"{workload}: {problem}") from problem

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 from worker import serve
-from workloads import WORKLOADS, Workload
+from workloads import GIVEN, WORKLOADS, Workload, rows_of
 
 from scratchgen.app.recipes import RECIPES
 from scratchgen.app.recipes.diffusion_sampling import step_noise
@@ -29,7 +29,7 @@ from scratchgen.layers.conv import Conv2d
 from scratchgen.layers.normalisation import GroupNorm
 from scratchgen.models.samplers import trajectory
 
-GIVEN, IMAGES = "given.npz", "images.npz"
+IMAGES = "images.npz"
 STEPS = 3
 COUNT = 2000  # black and white images; about as many as there are digits
 NUDGE = 0.02
@@ -188,12 +188,6 @@ def convolution(work: Workload):
     layer = Conv2d(shape[-1], shape[-1], bias=False)
     params = FlatParameters(layer, stream)
     return layer, params, stream.at("x").normal(shape), stream.at("dy").normal(shape)
-
-
-def rows_of(share: str, count: int) -> slice:
-    """The rows of part i of n, which is written i/n."""
-    i, n = map(int, share.split("/"))
-    return slice(i * count // n, (i + 1) * count // n)
 
 
 @contextmanager

@@ -6,8 +6,6 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import OURS
-
 MIB = 2**20
 
 

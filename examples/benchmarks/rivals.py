@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-GIVEN = "given.npz"
+from workloads import GIVEN
 
 
 class Given:
@@ -19,7 +18,7 @@ class Given:
 
     Attributes:
         facts: numbers by name.
-        theta: the parameters by name; kernels are (k, k, n_in, n_out), other matrices (n_out, n_in).
+        theta: the parameters by name; kernels are (k, k, n_in, n_out), matrices (n_out, n_in).
         batches: for each step in which contenders must agree, what its loss is given.
     """
 
@@ -61,12 +60,6 @@ class Given:
                 "noise": np.sqrt(noise),
             }
         return {name: column.astype("f4") for name, column in table.items()}
-
-
-def rows_of(share: str, count: int) -> slice:
-    """The rows of part i of n, which is written i/n."""
-    i, n = map(int, share.split("/"))
-    return slice(i * count // n, (i + 1) * count // n)
 
 
 class Mlp:
@@ -133,9 +126,7 @@ class UNet:
         """SiLU of the embedding of t."""
         first, second = (f"net.time.layers.0.layers.{i}" for i in (1, 3))
         h = self.ops.waves(t, p[f"{first}.weight"].shape[1])
-        return self.ops.silu(
-            self.linear(p, second, self.ops.silu(self.linear(p, first, h)))
-        )
+        return self.ops.silu(self.linear(p, second, self.ops.silu(self.linear(p, first, h))))
 
     def stage(self, p, names: Stage, x, e):
         """Halving, ResNet block, attention, doubling: those that this stage has."""

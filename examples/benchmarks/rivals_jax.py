@@ -1,6 +1,6 @@
 """JAX's side: whole steps, jitted, with donated buffers.
 
-    python rivals_jax.py WORKLOAD FOLDER THREADS SHARE
+python rivals_jax.py WORKLOAD FOLDER THREADS SHARE
 """
 
 import os
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, nn, random
-from rivals import Given, Mlp, UNet, rows_of
+from rivals import Given, Mlp, UNet
 from worker import serve
-from workloads import WORKLOADS
+from workloads import WORKLOADS, rows_of
 
 
 class Ops:

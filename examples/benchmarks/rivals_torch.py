@@ -12,9 +12,9 @@ from math import log
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rivals import Given, Mlp, UNet, rows_of
+from rivals import Given, Mlp, UNet
 from worker import serve
-from workloads import WORKLOADS
+from workloads import WORKLOADS, rows_of
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

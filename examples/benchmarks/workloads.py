@@ -9,6 +9,7 @@ from harness import OURS, Contender
 
 HERE = Path(__file__).parent
 TORCH, JAX = "PyTorch", "JAX"
+GIVEN = "given.npz"  # what all contenders start from
 SCHEDULE = {"steps": 30, "ema": 0.0, "dropout": 0.0}  # 3 steps of warm-up: no rate is tiny
 EPSILON = {"predict": "epsilon", "objective": "simple", "inject": "additive", **SCHEDULE}
 BERNOULLI = {"likelihood": "bernoulli", "batch_size": 128, **SCHEDULE}
@@ -106,3 +107,9 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
             JAX, "rivals_jax.py", processes=several, JAX_PLATFORMS="cpu"
         )
     return found
+
+
+def rows_of(share: str, count: int) -> slice:
+    """The rows of part i of n, which is written i/n."""
+    i, n = map(int, share.split("/"))
+    return slice(i * count // n, (i + 1) * count // n)
