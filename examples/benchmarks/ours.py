@@ -95,9 +95,9 @@ class Training(Ours):
         """The gradient of the first step, and θ after three."""
         update, gradients = self.fit.optimiser.step, []
 
-        def keep_gradient() -> None:
+        def keep_gradient(*arguments) -> None:
             gradients.append(self.params.grad.copy())
-            update()
+            update(*arguments)
 
         self.fit.optimiser.step = keep_gradient
         for _ in range(STEPS):

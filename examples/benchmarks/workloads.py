@@ -76,36 +76,29 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
         folder: what `ours.prepare` wrote.
         threads: of each contender, in all its processes.
     """
-    work = WORKLOADS[name]
+    work, found = WORKLOADS[name], {}
     several = gcd(threads, CHAINS) if work.kind == "reverse" else 1  # chains know of no other
 
-    def one(side: str, script: str, *options: str, processes: int = 1, **environment) -> Contender:
-        each = threads // processes
-        command = [str(HERE / script), name, str(folder), str(each)]
-        shares = [f"{i}/{processes}" for i in range(processes)]
-        commands = [[*command, share, *options] for share in shares]
-        return Contender(side, commands, each, environment)
+    def enter(called: str, side: str, script: str, *options: str, processes=(1,), **environment):
+        for count in processes:
+            each = threads // count
+            command = [str(HERE / script), name, str(folder), str(each)]
+            commands = [[*command, f"{i}/{count}", *options] for i in range(count)]
+            full = called if count == processes[0] else f"{called}, {count} processes"
+            found[full] = Contender(side, commands, each, environment)
 
-    found = {OURS: one(OURS, "ours.py", processes=several)}
+    enter(OURS, OURS, "ours.py", processes=(several,))
     if platform.machine() in ("x86_64", "AMD64"):
-        found[f"{OURS}, Haswell kernels"] = one(
-            OURS, "ours.py", processes=several, OPENBLAS_CORETYPE="Haswell"
-        )
+        kernels = {"OPENBLAS_CORETYPE": "Haswell"}
+        enter(f"{OURS}, Haswell kernels", OURS, "ours.py", processes=(several,), **kernels)
+    either = (1, several) if several > 1 else (1,)  # a rival may do as ours does
     images = work.model != "vae"
     for layout in ("channels_last", "contiguous") if images else ("contiguous",):
         called = f"{TORCH} {layout}" if images else TORCH
-        found[called] = one(TORCH, "rivals_torch.py", layout, "eager")
-        if several > 1:
-            found[f"{called}, {several} processes"] = one(
-                TORCH, "rivals_torch.py", layout, "eager", processes=several
-            )
+        enter(called, TORCH, "rivals_torch.py", layout, "eager", processes=either)
     layout = "channels_last" if images else "contiguous"
-    found["torch.compile"] = one(TORCH, "rivals_torch.py", layout, "compile")
-    found[JAX] = one(JAX, "rivals_jax.py", JAX_PLATFORMS="cpu")
-    if several > 1:
-        found[f"{JAX}, {several} processes"] = one(
-            JAX, "rivals_jax.py", processes=several, JAX_PLATFORMS="cpu"
-        )
+    enter("torch.compile", TORCH, "rivals_torch.py", layout, "compile", processes=either)
+    enter(JAX, JAX, "rivals_jax.py", processes=either, JAX_PLATFORMS="cpu")
     return found
 
 
