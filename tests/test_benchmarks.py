@@ -286,7 +286,7 @@ def small(monkeypatch, tmp_path):
             options["multipliers"] = "1,2,2"
         work = workloads.Workload(kind, model, options, side=8 if model == "vae" else 0)
         monkeypatch.setitem(workloads.WORKLOADS, "small", work)
-        ours.prepare("small", tmp_path)
+        import_module("prepare").prepare("small", tmp_path)
         return ours.KINDS[kind](work, tmp_path, 1, "0/1"), import_module("rivals").Given(tmp_path)
 
     return make

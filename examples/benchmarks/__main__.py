@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def prepare(workload: str, folder: Path) -> None:
     """Write what contenders start from, in a process of its own."""
-    subprocess.run([sys.executable, str(HERE / "ours.py"), workload, str(folder)], check=True)
+    subprocess.run([sys.executable, str(HERE / "prepare.py"), workload, str(folder)], check=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from workloads import GIVEN
 
 
 class Given:
-    """The arrays and facts that ours.py has written.
+    """The arrays and facts that prepare.py has written.
 
     Attributes:
         facts: numbers by name.

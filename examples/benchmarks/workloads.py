@@ -73,7 +73,7 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
 
     Args:
         name: of the workload.
-        folder: what `ours.prepare` wrote.
+        folder: what prepare.py wrote.
         threads: of each contender, in all its processes.
     """
     work, found = WORKLOADS[name], {}
