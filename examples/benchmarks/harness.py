@@ -1,9 +1,4 @@
-"""Times contenders that do the same work: each in a process of its own, in turn.
-
-A contender has `step()`, the work to be timed, and `result()`, named arrays that every contender
-must agree on. A script that ends in `serve(contender)` is a worker, which obeys orders that come on
-its standard input and answers each with one line.
-"""
+"""Times contenders that do the same work: each in processes of its own (worker.py), in turn."""
 
 import json
 import math
@@ -12,16 +7,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_info
 
-TURN_SECONDS = 1.5
+TRIAL_SECONDS = 0.1
 TOLERANCE = 1e-4
+OURS = "scratchgen"
 
 
 class Disagreement(Exception):
@@ -36,83 +30,102 @@ class Spread(NamedTuple):
     high: float
 
 
-def serve(contender) -> None:
-    """Obey the orders on standard input until it is closed."""
-    for line in sys.stdin:
-        order, _, argument = line.strip().partition(" ")
-        if order == "steps":
-            answer = repr(_seconds(contender, int(argument)))
-        elif order == "save":
-            np.savez(argument, **contender.result())
-            answer = argument
-        else:
-            answer = json.dumps(_pools())
-        print(answer, flush=True)
-
-
-def _seconds(contender, steps: int) -> float:
-    contender.step()  # untimed: the others' threads fall asleep, and the caches are ours again
-    began = time.perf_counter()
-    for _ in range(steps):
-        contender.step()
-    return (time.perf_counter() - began) / steps
-
-
-def _pools() -> list[str]:
-    """The thread pools of this process: what they belong to, and how many threads they have."""
-    return sorted(
-        " ".join(
-            str(pool[key])
-            for key in ("internal_api", "version", "architecture", "num_threads")
-            if pool.get(key)
-        )
-        for pool in threadpool_info()
-    )
-
-
-class Worker(subprocess.Popen):
-    """A contender's process, to be used as a context.
+class Contender(NamedTuple):
+    """One way to do the work.
 
     Args:
-        command: its script and the script's arguments.
-        threads: of BLAS and OpenMP.
+        side: whose it is, such as "PyTorch"; OURS is compared with the fastest of each other side.
+        commands: of its processes, each a script and its arguments; several split the batch and
+            work at the same time.
+        threads: of BLAS and OpenMP, in each process.
+        environment: variables of its processes beside those for threads.
     """
 
-    def __init__(self, command: list[str], threads: int):
-        pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(pools, str(threads))}
-        pipe = subprocess.PIPE
+    side: str
+    commands: list[list[str]]
+    threads: int
+    environment: dict[str, str] = {}
+
+
+class Process(subprocess.Popen):
+    """One process of a contender, to be used as a context."""
+
+    def __init__(self, command: list[str], threads: int, environment: dict[str, str]):
+        # NPROC is what XLA asks for the size of its pool
+        pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
+        pipe, chosen = subprocess.PIPE, {**dict.fromkeys(pools, str(threads)), **environment}
         super().__init__(
-            [sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=environment
+            [sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=os.environ | chosen
         )
 
     def __exit__(self, *exception) -> None:
         with suppress(BrokenPipeError):
             super().__exit__(*exception)
 
-    def ask(self, order: str) -> str:
-        """The worker's answer to one order.
-
-        Raises:
-            RuntimeError: the worker has ended; its own message is on standard error.
-        """
+    def send(self, order: str) -> None:
+        """Give an order."""
         with suppress(BrokenPipeError):  # then there is no answer either
             print(order, file=self.stdin, flush=True)
-        answer = self.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the worker {' '.join(self.args[1:])} ended before its answer")
-        return answer.strip()
+
+    def answer(self):
+        """The answer to the last order.
+
+        Raises:
+            RuntimeError: the process has ended; its own message is on standard error.
+        """
+        line = self.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process {' '.join(self.args[1:])} ended before its answer")
+        return json.loads(line)
+
+
+class Worker(ExitStack):
+    """The running processes of a contender, to be used as a context."""
+
+    def __init__(self, contender: Contender):
+        super().__init__()
+        self.environment = contender.environment
+        self.processes = [
+            self.enter_context(Process(command, contender.threads, contender.environment))
+            for command in contender.commands
+        ]
+
+    def ask(self, order: str) -> list:
+        """Give all processes an order at once, and wait for all answers."""
+        for process in self.processes:
+            process.send(order)
+        return [process.answer() for process in self.processes]
 
     def seconds(self, steps: int) -> float:
-        """The mean time of so many steps."""
-        return float(self.ask(f"steps {steps}"))
+        """The mean time of so many steps; of several processes, that of the slowest."""
+        return max(self.ask(f"steps {steps}"))
+
+    def peak_bytes(self) -> int:
+        """The memory that steps took, summed over the processes."""
+        return sum(self.ask("memory"))
+
+    def options(self) -> dict:
+        """What the time depends on."""
+        first, *_ = self.ask("options")
+        return first | {"processes": len(self.processes), "environment": self.environment}
 
     def result(self) -> dict:
-        """The contender's arrays by name."""
+        """The arrays by name; those of several processes one behind the other."""
         with tempfile.TemporaryDirectory() as folder:
-            path = self.ask(f"save {Path(folder, 'result.npz')}")
-            with np.load(path) as arrays:
-                return dict(arrays)
+            paths = [Path(folder, f"{i}.npz") for i in range(len(self.processes))]
+            for process, path in zip(self.processes, paths, strict=True):
+                process.send(f"save {path}")
+            for process in self.processes:
+                process.answer()
+            parts = [_read(path) for path in paths]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read(path: Path) -> dict:
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 def require_agreement(results: dict[str, dict]) -> float:
@@ -140,12 +153,13 @@ def require_agreement(results: dict[str, dict]) -> float:
     return worst
 
 
-def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each contender, one number a round: about TURN_SECONDS a turn."""
+def take_turns(workers: dict[str, Worker], rounds: int, turn: float) -> dict[str, list[float]]:
+    """Seconds a step of each contender, one number a round: about `turn` seconds a turn."""
     steps = {}
     for name, worker in workers.items():
         worker.seconds(1)  # what is compiled, allocated or cached the first time
-        steps[name] = max(1, math.ceil(TURN_SECONDS / worker.seconds(1)))
+        trial = math.ceil(TRIAL_SECONDS / worker.seconds(1))
+        steps[name] = max(1, math.ceil(turn / worker.seconds(trial)))
     taken = [{name: w.seconds(steps[name]) for name, w in workers.items()} for _ in range(rounds)]
     return {name: [times[name] for times in taken] for name in workers}
 
@@ -160,41 +174,52 @@ def paired_ratio(times: list[float], rival: list[float]) -> Spread:
     return spread([a / b for a, b in zip(times, rival, strict=True)])
 
 
-def compare(workload: str, commands: dict[str, list[str]], rounds: int, threads: int) -> dict:
+def compare(
+    workload: str, contenders: dict[str, Contender], rounds: int, turn: float
+) -> dict[str, list[dict]]:
     """Let contenders agree, then take turns.
 
     Args:
         workload: its name.
-        commands: contender -> command of its worker; the first is compared with the others.
-        rounds: turns of each.
-        threads: of each contender.
+        contenders: by name; all are held to the first.
+        rounds: turns of each; with 0 they only have to agree.
+        turn: seconds of a turn.
 
     Returns:
-        The results, the first's ratios to the others, and how far they disagree at most.
+        results: what each took, and what its time depends on.
+        ratios: those of our times to each rival's; `fastest` marks the best of its side.
+        agreement: how far they differ at most.
 
     Raises:
         Disagreement: they do not compute the same.
     """
     with ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(Worker(command, threads))
-            for name, command in commands.items()
-        }
+        workers = {name: stack.enter_context(Worker(c)) for name, c in contenders.items()}
         difference = require_agreement({name: w.result() for name, w in workers.items()})
-        times = take_turns(workers, rounds)
-        pools = {name: json.loads(worker.ask("pools")) for name, worker in workers.items()}
-    first, *rivals = times
-    return {
-        "largest_difference": difference,
-        "results": [
-            {"workload": workload, "implementation": name}
+        found = {"agreement": [{"workload": workload, "largest_difference": difference}]}
+        if not rounds:
+            return found
+        times = take_turns(workers, rounds, turn)
+        results = [
+            {"workload": workload, "implementation": name, "side": contenders[name].side}
             | dict(zip(("median_seconds", "low", "high"), spread(times[name]), strict=True))
-            | {"pools": pools[name]}
-            for name in times
-        ],
-        "ratios": [
-            {"workload": workload, "implementation": first, "over": rival}
-            | paired_ratio(times[first], times[rival])._asdict()
-            for rival in rivals
-        ],
-    }
+            | {"peak_bytes": worker.peak_bytes(), "options": worker.options()}
+            for name, worker in workers.items()
+        ]
+    return found | {"results": results, "ratios": _ratios(results, times)}
+
+
+def _ratios(results: list[dict], times: dict[str, list[float]]) -> list[dict]:
+    sides: dict[str, list[str]] = {}
+    for result in sorted(results, key=lambda result: result["median_seconds"]):
+        sides.setdefault(result["side"], []).append(result["implementation"])
+    ours = [name for name in times if name in sides.get(OURS, ())]
+    return [
+        {"workload": results[0]["workload"], "implementation": name, "side": side, "over": rival}
+        | paired_ratio(times[name], times[rival])._asdict()
+        | {"fastest": i == 0}
+        for name in ours
+        for side, rivals in sides.items()
+        if side != OURS
+        for i, rival in enumerate(rivals)
+    ]

@@ -6,24 +6,52 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-
-def table(compared: dict) -> str:
-    """One comparison as lines of text, in milliseconds a step."""
-    lines = [f"{'':36}{'median':>9}{'lowest':>9}{'highest':>9}"]
-    for result in compared["results"]:
-        times = (1e3 * result[key] for key in ("median_seconds", "low", "high"))
-        lines.append(f"{result['implementation'] + ', ms a step':36}" + _columns(times, 1))
-    for ratio in compared["ratios"]:
-        numbers = (ratio[key] for key in ("median", "low", "high"))
-        lines.append(f"{'ratio to ' + ratio['over']:36}" + _columns(numbers, 2))
-    for result in compared["results"]:
-        lines.append(f"thread pools of {result['implementation']}: {'; '.join(result['pools'])}")
-    lines.append(f"outputs and gradients differ by at most {compared['largest_difference']:.1e}")
-    return "\n".join([compared["results"][0]["workload"], *lines])
+MIB = 2**20
 
 
-def _columns(numbers, digits: int) -> str:
-    return "".join(f"{number:9.{digits}f}" for number in numbers)
+def table(results: list[dict], ratios: list[dict]) -> str:
+    """Markdown: one table of times and memory, and one of ratios."""
+    lines = [
+        "| workload | contender | ms a step (lowest–highest) | memory of a step, MiB |",
+        "|---|---|---|---|",
+    ]
+    for row in results:
+        times = _span(*(1e3 * row[key] for key in ("median_seconds", "low", "high")))
+        memory = f"{row['peak_bytes'] / MIB:.0f}"
+        lines.append(f"| {row['workload']} | {row['implementation']} | {times} | {memory} |")
+    sides = list(dict.fromkeys(ratio["side"] for ratio in ratios))
+    ours = list(dict.fromkeys(ratio["implementation"] for ratio in ratios))
+    heads = [f"{name} / {side}" for name in ours for side in sides]
+    lines += ["", f"| workload | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for workload in dict.fromkeys(ratio["workload"] for ratio in ratios):
+        best = {
+            (ratio["implementation"], ratio["side"]): ratio
+            for ratio in ratios
+            if ratio["workload"] == workload and ratio["fastest"]
+        }
+        cells = [_ratio(best.get((name, side))) for name in ours for side in sides]
+        lines.append(f"| {workload} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def agreement(rows: list[dict]) -> str:
+    """One line for each workload."""
+    return "\n".join(
+        f"{row['workload']}: contenders differ by at most {row['largest_difference']:.1e}"
+        for row in rows
+    )
+
+
+def _ratio(ratio: dict | None) -> str:
+    if ratio is None:
+        return "–"
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}), {ratio['over']}"
+
+
+def _span(median: float, low: float, high: float) -> str:
+    """Three digits of each."""
+    digits = 3 if high < 1.0 else 2 if high < 10.0 else 1 if high < 100.0 else 0
+    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def machine(threads: int, libraries: tuple[str, ...]) -> dict:
@@ -52,11 +80,7 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def write_json(path: Path, about: dict, comparisons: list[dict]) -> None:
-    """Write the machine, all results and all ratios."""
-    lists = {
-        key: [row for compared in comparisons for row in compared[key]]
-        for key in ("results", "ratios")
-    }
-    text = json.dumps({"machine": about, **lists}, indent=1, ensure_ascii=False)
+def write_json(path: Path, about: dict, found: dict[str, list[dict]]) -> None:
+    """Write the machine, and all results, ratios and agreements."""
+    text = json.dumps({"machine": about, **found}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", "utf-8")

@@ -199,6 +199,32 @@ class DiscretisedNormal(Levels):
         return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll), axis=-1)
 
 
+class BernoulliLevels(Levels):
+    """A Bernoulli on two levels, for black and white: P(x = ½) = σ(h), P(x = -½) = σ(-h).
+
+        nll = -log Bernoulli(x + ½; σ(h))
+
+    Args:
+        levels: 2, whose centres are ∓½.
+
+    Raises:
+        ValueError: another number of levels.
+
+    Source: VAE-7
+    """
+
+    width = 1
+
+    def __init__(self, levels: int = 2):
+        if levels != 2:
+            raise ValueError(f"a Bernoulli likelihood is for data of 2 levels, got {levels}")
+        super().__init__(levels)
+
+    def nll(self, x, h):
+        """x (N, ..., C), h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        return bernoulli_nll(x + 0.5, h)
+
+
 class Categorical(Levels):
     """K free probabilities per data dimension: h holds C·K logits, those of one dimension together.
 

@@ -340,6 +340,20 @@ def test_a_held_out_part_can_be_measured(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["examples"] == 137
 
 
+def test_black_and_white_images_have_a_bernoulli_likelihood(tmp_path, capsys):
+    data, out = tmp_path / "two.npz", tmp_path / "bits"
+    codes = np.random.default_rng(0).integers(2, size=(100, 8, 8), dtype=np.uint8)
+    np.savez(data, x=codes, levels=2)
+    flags = ["--data", str(data), "--likelihood", "bernoulli", "--steps", "5", *SMALL, "--quiet"]
+    assert main(["train", "vae", *flags, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--draws", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["levels"] == 2
+    assert np.abs(samples(out, capsys, "-n", "4")).max() <= 0.5  # means of two levels at ∓½
+    complaint = refused(capsys, "train", "vae", "--likelihood", "bernoulli")
+    assert "--likelihood bernoulli is for data of two levels, and these have 17" in complaint
+
+
 def test_the_demo_goes_the_whole_way(tmp_path, monkeypatch, capsys):
     """With fewer steps than a user gets; the full demo is run by the project's gate."""
     short = partial(VaeConfig, steps=50, width=16)

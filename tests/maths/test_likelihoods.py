@@ -20,6 +20,7 @@ LEVELLED = {
     "logistic": lambda: lk.DiscretisedLogistic(17),
     "normal": lambda: lk.DiscretisedNormal(17),
     "categorical": lambda: lk.Categorical(5),
+    "two": lk.BernoulliLevels,
 }
 NORMALS = {"fixed": lambda: lk.FixedNormal(0.3), "free": lk.Normal}
 ALL = {**LEVELLED, **NORMALS, "bernoulli": lk.Bernoulli}
@@ -79,6 +80,18 @@ def test_levels_sum_to_one_and_match_the_cost(make, seed, n, m, c):
 def test_two_levels_are_enough(kind):
     p = np.exp(kind(2).log_probabilities(normals(0, 3, 2)))
     np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-12)
+
+
+@pytest.mark.equation("VAE-7")
+@given(seeds(), sizes(), sizes())
+def test_a_bernoulli_on_two_levels_is_the_cross_entropy_of_their_codes(seed, n, c):
+    """x = ∓½ are the levels 0 and 1, and σ(h) is the probability of the upper one."""
+    likelihood, codes, h = lk.BernoulliLevels(2), normals(seed, n, c) > 0.0, normals(seed + 1, n, c)
+    assert likelihood.centres == [-0.5, 0.5]
+    p = 1.0 / (1.0 + np.exp(-h))
+    want = -np.where(codes, np.log(p), np.log1p(-p))
+    np.testing.assert_allclose(likelihood.nll(codes - 0.5, h)[0], want, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.mean(h), p - 0.5, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.equation("VAE-1")
@@ -214,5 +227,8 @@ def test_arguments_are_checked():
         lk.FixedNormal(0.0)
     with pytest.raises(ValueError, match="at least 2 levels, got 1"):
         lk.DiscretisedLogistic(1)
+    for levels in (1, 3, 17):
+        with pytest.raises(ValueError, match=f"data of 2 levels, got {levels}"):
+            lk.BernoulliLevels(levels)
     with pytest.raises(TypeError, match="abstract"):
         lk.Levels(3)

@@ -22,7 +22,7 @@ from scratchgen.testing.strategies import seeds, sizes
 from support import NUMPY, Spy, bound, host, normals, on_every_backend, tolerance
 
 LIKELIHOODS = [lk.Bernoulli(), lk.FixedNormal(0.5), lk.Normal(), lk.DiscretisedLogistic(17)]
-LIKELIHOODS += [lk.DiscretisedNormal(17), lk.Categorical(5)]
+LIKELIHOODS += [lk.DiscretisedNormal(17), lk.Categorical(5), lk.BernoulliLevels()]
 
 
 class Affine:
@@ -95,7 +95,9 @@ def test_gradients_of_both_nets(likelihood, seed, n, samples, k):
     params = bound(vae, seed)
     x = (normals(seed, n, dims) > 0.0) * 1.0
     if isinstance(likelihood, lk.Levels):
-        x = lk.level_centres((normals(seed, n, dims) > 0.0) + 1.0, likelihood.levels)
+        x = lk.level_centres(
+            (normals(seed, n, dims) > 0.0) + likelihood.levels // 2 - 1.0, likelihood.levels
+        )
     oracle.check_gradient(params, vae.loss, x, normals(seed + 1, samples, n, k))
 
 

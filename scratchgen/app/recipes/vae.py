@@ -16,15 +16,23 @@ from scratchgen.core.arrays import full_like
 from scratchgen.core.streams import Stream
 from scratchgen.data.images import Images
 from scratchgen.maths.bounds import bits_per_dim, elbo
-from scratchgen.maths.likelihoods import Categorical, DiscretisedLogistic, DiscretisedNormal, Levels
+from scratchgen.maths.likelihoods import (
+    BernoulliLevels,
+    Categorical,
+    DiscretisedLogistic,
+    DiscretisedNormal,
+    Levels,
+)
 from scratchgen.metrics.baselines import COMPONENTS, baselines, mixture_bits
 from scratchgen.metrics.likelihood import in_batches, mean_and_error, vae_bounds
 from scratchgen.models.vae import Vae, active_units
 
+BERNOULLI = "bernoulli"
 LIKELIHOODS: dict[str, Callable[[int], Levels]] = {
     "logistic": DiscretisedLogistic,
     "normal": DiscretisedNormal,
     "categorical": Categorical,
+    BERNOULLI: BernoulliLevels,
 }
 
 
@@ -36,7 +44,11 @@ class VaeConfig(CodedConfig):
         ValueError: a value is outside its range.
     """
 
-    likelihood: str = option("logistic", "p(x | z) on the levels of a pixel", tuple(LIKELIHOODS))
+    likelihood: str = option(
+        "logistic",
+        "p(x | z) on the levels of a pixel; bernoulli is for data of two levels",
+        tuple(LIKELIHOODS),
+    )
     beta: float = option(1.0, "weight of the KL in training; what is reported is always -ELBO")
 
     def __post_init__(self):
@@ -53,8 +65,18 @@ class VaeRecipe(CodedRecipe):
     draws = 256
 
     def build(self) -> Vae:
-        """An encoder to mean and log-variance, a decoder and a likelihood."""
-        likelihood = LIKELIHOODS[self.config.likelihood](self.fitted.levels)
+        """An encoder to mean and log-variance, a decoder and a likelihood.
+
+        Raises:
+            ValueError: a Bernoulli likelihood is asked for, and the data have not two levels.
+        """
+        levels = self.fitted.levels
+        if self.config.likelihood == BERNOULLI and levels != 2:
+            raise ValueError(
+                f"--likelihood bernoulli is for data of two levels, and these have {levels}; take "
+                "another one, such as logistic"
+            )
+        likelihood = LIKELIHOODS[self.config.likelihood](levels)
         return Vae(*self.nets(2 * self.config.latent, likelihood.width), likelihood)
 
     def loss(self, step: int, rows: slice) -> dict:
