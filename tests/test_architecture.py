@@ -22,7 +22,7 @@ def floors() -> dict[str, int]:
     setup.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
     lines = setup["importlinter:contract:floors"]["layers"].split("\n")
     stack = [line.split("|") for line in lines if line.strip()]
-    return {room.strip(): -i for i, rooms in enumerate(stack) for room in rooms}
+    return {room.strip(" ()"): -i for i, rooms in enumerate(stack) for room in rooms}
 
 
 def imported(tree) -> set[str]:

@@ -102,7 +102,9 @@ class Reading:
         if self._owner.version != self._version:
             raise StalePullback(_STALE)
         gradient = self._owner.gradient
-        if gradient is not None:
+        if hasattr(gradient, "add_product"):
+            gradient.add_product(self._window, a, b)
+        elif gradient is not None:
             gradient[self._window] += namespace(b).reshape(a.T @ b, (-1,))
 
 
@@ -219,13 +221,18 @@ class FlatParameters:
 
     @property
     def gradient(self):
-        """Where this thread's pullbacks add to: `grad`, another vector, or None for nowhere."""
+        """Where this thread's pullbacks add to: see `gradient_into`; `grad` unless told."""
         chosen = getattr(self._chosen, "stack", ())
         return chosen[-1] if chosen else self.grad
 
     @contextmanager
     def gradient_into(self, target):
-        """Within, this thread's pullbacks add to `target` (a vector like θ, or None) instead."""
+        """Within, this thread's pullbacks add to another target than `grad`.
+
+        Args:
+            target: a vector like θ; None, for nowhere; or who has a method add_product(window, a,
+                b), and so may see to aᵀ b, which belongs into that window, when it likes.
+        """
         if not hasattr(self._chosen, "stack"):
             self._chosen.stack = []
         self._chosen.stack.append(target)

@@ -11,6 +11,7 @@ Row i is therefore the same whether 4 or 64 rows are asked for, and a worker tha
 
 import hashlib
 import json
+from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
@@ -61,7 +62,7 @@ class Stream:
 
     def permutation(self, n: int) -> np.ndarray:
         """A random order of 0..n-1, as host integers."""
-        return _generator(self.path, block=0).permutation(n)
+        return _permutation(self.path, n).copy()
 
     def _with(self, path, first_row):
         child = object.__new__(Stream)
@@ -69,16 +70,12 @@ class Stream:
         return child
 
     def _rows(self, shape, draw) -> np.ndarray:
-        rows, columns = shape[0], tuple(shape[1:])
-        start, stop = self.first_row, self.first_row + rows
-        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        first, last = self.first_row // BLOCK, self.first_row + shape[0]
+        key, drawn = _key(self.path), np.empty((last - first * BLOCK, *shape[1:]))
         # the last block is cut by asking for fewer rows: a shorter draw is a prefix of a longer one
-        parts = [
-            draw(_generator(self.path, block), (min(BLOCK, stop - block * BLOCK), *columns))
-            for block in blocks
-        ]
-        drawn = np.concatenate(parts) if parts else np.empty((0, *columns))
-        return drawn[start % BLOCK if parts else 0 :]
+        for i in range(0, len(drawn) if shape[0] else 0, BLOCK):
+            draw(_generator(key, first + i // BLOCK), out=drawn[i : i + BLOCK])
+        return drawn[self.first_row % BLOCK :]
 
 
 def _name(name) -> str | int:
@@ -89,9 +86,18 @@ def _name(name) -> str | int:
     raise TypeError(f"a stream's key is made of strings and whole numbers, got {name!r}")
 
 
-def _generator(path: tuple, block: int) -> np.random.Generator:
+@lru_cache(maxsize=4)
+def _permutation(path: tuple, n: int) -> np.ndarray:
+    """Remembered, because training asks for an epoch's order once a step."""
+    return _generator(_key(path), block=0).permutation(n)
+
+
+def _key(path: tuple) -> np.ndarray:
     digest = hashlib.blake2b(json.dumps(path).encode(), digest_size=16).digest()
-    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def _generator(key: np.ndarray, block: int) -> np.random.Generator:
     # the block index fills the counter's highest word, which no draw within a block can reach
     counter = np.array([0, 0, 0, block], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -11,11 +11,13 @@ from functools import cache
 import numpy as np
 
 from scratchgen.core.twins import register
-from scratchgen.layers.activations import identity, silu
+from scratchgen.layers.activations import activate, identity, silu
 from scratchgen.layers.attention import softmax
 from scratchgen.layers.normalisation import TINY, group_norm, place_sum
+from scratchgen.training.optim import adam
 
 OUTWEIGHED = 16.0  # mean² over variance, beyond which E[x²] - E[x]² loses too many digits
+PART = 2**17  # entries of a vector, of which four parts fit into a processor's own cache
 RANGE = 60.0  # of scores that one common factor keeps from overflow and from vanishing
 
 
@@ -100,6 +102,45 @@ def softmax_by_product(x):
     return p, pullback
 
 
+def silu_in_place(activation, x):
+    """The twin of `layers.activations.activate` for SiLU: y = h + h tanh h with h = x/2."""
+    y = 0.5 * x
+    s = np.tanh(y)
+    s += 1.0
+    y *= s
+
+    def pullback(dy):  # dy/dx = ½ [s + y (2 - s)]
+        slope = 2.0 - s
+        slope *= y
+        slope += s
+        slope *= 0.5
+        slope *= dy
+        return slope
+
+    return y, pullback
+
+
+def adam_in_place(theta, g, m, v, beta1: float, beta2: float, rate: float, tiny: float) -> None:
+    """The twin of `training.optim.adam`: part by part, in the gradient's own memory."""
+    for first in range(0, theta.size, PART):
+        part = slice(first, first + PART)
+        _adam(theta[part], g[part], m[part], v[part], beta1, beta2, rate, tiny)
+
+
+def _adam(theta, g, m, v, beta1: float, beta2: float, rate: float, tiny: float) -> None:
+    m *= beta1
+    m += g
+    g *= g
+    v *= beta2
+    v += g
+    np.sqrt(v, out=g)
+    g += tiny
+    np.divide(m, g, out=g)
+    g *= rate
+    theta -= g
+    g[...] = 0.0
+
+
 def _plain(x) -> bool:
     return type(x) is np.ndarray and x.dtype in (np.float32, np.float64) and x.size > 0
 
@@ -109,6 +150,8 @@ def _norms(x, groups, gain, bias, activation=identity) -> bool:
     return _plain(x) and type(gain) is np.ndarray and same and activation in (identity, silu)
 
 
+register(activate, silu_in_place, applies=lambda activation, x: activation is silu and _plain(x))
+register(adam, adam_in_place, applies=lambda theta, *others: type(theta) is np.ndarray)
 register(group_norm, fused_group_norm, applies=_norms)
 register(place_sum, place_sum_by_product, applies=_plain)
 register(softmax, softmax_by_product, applies=_plain)

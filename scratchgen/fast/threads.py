@@ -5,9 +5,10 @@ run side by side. Every matrix product must then use one thread of its own: whoe
 limits BLAS to one (the command line does), or the two kinds of threads get in each other's way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ import numpy as np
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.parallel import Shard, Terms
 
+PART = 2**17  # entries of a gradient that one task adds to
 LEAST = 2**16  # numbers for a thread, below which handing them over takes longer than the work
 
 
 class Threads:
     """A group of workers that are threads of this process.
 
-    The first runs in the calling thread and adds to params.grad; each other has a gradient of its
-    own, which is added in the end. Examples must not mix: batch norm in training needs `Solo`.
+    Each has a ledger of what its shard adds to the gradient, and they settle them together.
+    Examples must not mix: batch norm in training needs `Solo`.
 
     Args:
         count: of threads, at least 1.
@@ -38,22 +40,39 @@ class Threads:
             raise ValueError(f"the number of threads must be at least 1, got {count}")
         self.count = count
         self._others = ThreadPoolExecutor(max(1, count - 1), "scratchgen")
-        self._gradients: list[np.ndarray] = []
 
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
         """Evaluate equal shards side by side, and sum their gradients; see `Workers.run`."""
-        parts = _parts(batch_size, min(self.count, batch_size))
+        parts = _parts(batch_size, max(1, min(self.count, batch_size)))
         target = params.gradient
-        gradients = [target, *self._zeros(target, len(parts) - 1)]
+        ledgers = [Ledger() for _ in parts]
 
         def evaluate(k: int) -> Terms:
-            with params.gradient_into(gradients[k]):
+            with params.gradient_into(None if target is None else ledgers[k]):
                 return shard(parts[k])
 
         terms = self._together(evaluate, len(parts))
-        if target is not None and len(parts) > 1:
-            self.elementwise(_add_and_clear, *gradients)
+        self._settle(target, [ledger.entries for ledger in ledgers])
         return {name: np.concatenate([some[name] for some in terms]) for name in terms[0]}
+
+    def _settle(self, gradient, ledgers: list[dict]) -> None:
+        """Add what all ledgers hold to the gradient, one part of it after the other."""
+        starts = dict.fromkeys(start for entries in ledgers for start in entries)
+        tasks = [
+            task
+            for start in starts
+            for task in _tasks([entries[start] for entries in ledgers if start in entries])
+        ]
+
+        def work(k: int) -> None:
+            while tasks:
+                try:
+                    task = tasks.pop()
+                except IndexError:  # another thread took the last
+                    return
+                task(gradient)
+
+        self._together(work, self.count)
 
     def elementwise(self, update: Callable[..., None], *vectors) -> None:
         """Update equal parts of the vectors side by side; see `Workers.elementwise`."""
@@ -75,22 +94,58 @@ class Threads:
                 raise result
         return [first, *rest]
 
-    def _zeros(self, target, count: int) -> list:
-        """Gradients for the other threads, zero; None where nothing is to be added anywhere."""
-        if target is None:
-            return [None] * count
-        fits = len(self._gradients) >= count and all(
-            known.shape == target.shape and known.dtype == target.dtype for known in self._gradients
-        )
-        if not fits:
-            self._gradients = [np.zeros_like(target) for _ in range(count)]
-        return self._gradients[:count]
+
+class Ledger:
+    """What one shard adds to the gradient of each parameter.
+
+    A product aᵀ b of a few rows is larger than a and b together, as it is for the weights of a
+    fully connected net. Then it is not computed at once but noted down, and goes into the gradient
+    directly in the end: so no shard needs a vector as long as θ, to be filled and added up.
+    """
+
+    def __init__(self):
+        self.entries: dict[int, Entry] = {}
+
+    def add_product(self, window: slice, a, b) -> None:
+        """Note aᵀ b down, or compute and keep it; see `Reading.accumulate_product`."""
+        entry = self.entries.setdefault(window.start, Entry(window))
+        (n, p), q = a.shape, b.shape[1]
+        same_rows = not entry.later or entry.later[0][1].shape[1] == q
+        if p * q > n * (p + q) and same_rows:
+            entry.later.append((a, b))
+        else:
+            product = (a.T @ b).reshape(-1)
+            entry.now = product if entry.now is None else np.add(entry.now, product, out=entry.now)
 
 
-def _add_and_clear(total, *others) -> None:
-    for other in others:
-        total += other
-        other[...] = 0.0
+class Entry:
+    """One parameter in a ledger: its window, what was computed, and what is still to be."""
+
+    def __init__(self, window: slice):
+        self.window = window
+        self.now: np.ndarray | None = None
+        self.later: list[tuple] = []
+
+
+def _tasks(entries: list[Entry]) -> Iterator[Callable]:
+    """What is left to do for one parameter: each a part of it, as a function of the gradient."""
+    window = entries[0].window
+    known = [entry.now for entry in entries if entry.now is not None]
+    noted = [pair for entry in entries for pair in entry.later]
+    row = noted[0][1].shape[1] if noted else 1  # so that no part cuts a row of aᵀ b in two
+    size = window.stop - window.start
+    for rows in _parts(size // row, -(-size // PART)):
+        yield partial(_add, window.start, rows, row, known, noted)
+
+
+def _add(start: int, rows: slice, row: int, known: list, noted: list, gradient) -> None:
+    """Add some rows of one parameter's gradient to where they belong."""
+    part = slice(rows.start * row, rows.stop * row)
+    target = gradient[start + part.start : start + part.stop]
+    for product in known:
+        target += product[part]
+    for a, b in noted:
+        target += (a[:, rows].T @ b).reshape(-1)
 
 
 def _parts(size: int, count: int) -> list[slice]:

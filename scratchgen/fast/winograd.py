@@ -12,8 +12,6 @@ are transformed by one product with the Kronecker matrix Bᵀ ⊗ Bᵀ (36×36).
 The interpolation costs digits. As the transforms are dense products anyway, the points need not be
 small integers: 0, ±2/3, ±3/2 and ∞ keep four times as many of them as the usual 0, ±1, ±2 and ∞ do,
 and leave about 2e-6 of the largest entry in float32, 1e-14 in float64.
-
-Source: [Lavin 2016]
 """
 
 from functools import cache
@@ -37,6 +35,8 @@ def convolution(x, weight: Reading, stride: Pair, padding: Pair, reads_data: boo
 
     The transformed tiles are kept for the pullback, which takes 36/16 of the image's memory. The
     pullback is the transpose of the forward pass: dx = B [(A dy Aᵀ) ⊙ (G w Gᵀ)] Bᵀ, tiles overlaid.
+
+    Source: [Lavin 2016]
     """
     kernel = weight.derived("winograd", _kernel)
     y, blocks = _correlate(x, kernel, padding, padding)

@@ -8,6 +8,7 @@ The slope is evaluated in the pullback, so sampling never pays for it.
 from scratchgen.core.arrays import namespace
 from scratchgen.core.numerics import sigmoid as sigmoid_value
 from scratchgen.core.numerics import softplus as softplus_value
+from scratchgen.core.twins import readable
 from scratchgen.layers.affine import LinearMap
 
 
@@ -26,12 +27,7 @@ class Activation:
 
     def __call__(self, x):
         """x (...) -> y (...), pullback: dy -> dy ⊙ φ'(x)."""
-        c = self.core(x)
-
-        def pullback(dy):
-            return dy * self.slope(x, c)
-
-        return self.value(x, c), pullback
+        return activate(self, x)
 
     def pushforward(self, x, x_dot):
         """(x, ẋ) -> (φ(x), φ'(x) ⊙ ẋ), pullback: (dy, dẏ) -> (dx, dẋ)."""
@@ -42,6 +38,17 @@ class Activation:
             return dy * slope + dy_dot * self.curvature(x, c) * x_dot, dy_dot * slope
 
         return (self.value(x, c), slope * x_dot), pullback
+
+
+@readable
+def activate(activation: Activation, x):
+    """x (...) -> φ(x) (...), pullback: dy -> dy ⊙ φ'(x)."""
+    c = activation.core(x)
+
+    def pullback(dy):
+        return dy * activation.slope(x, c)
+
+    return activation.value(x, c), pullback
 
 
 def _step(x):
