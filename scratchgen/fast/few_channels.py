@@ -59,13 +59,11 @@ def _serves(x, kernel, pads: tuple[int, ...]) -> bool:
 
 
 def _gathers(x, weight: Reading, stride: Pair, before: Pair, after: Pair, flipped=False) -> bool:
-    k, l, *channels = weight.value.shape
+    w = weight.value
+    k, l, *channels = w.shape
     kernel = (k, l, *(channels[::-1] if flipped else channels))
-    return (
-        stride == (1, 1)
-        and type(weight.value) is np.ndarray
-        and _serves(x, kernel, (*before, *after))
-    )
+    same = type(w) is np.ndarray and x.dtype == w.dtype
+    return same and stride == (1, 1) and _serves(x, kernel, (*before, *after))
 
 
 def _adds(weight: Reading, x, dy, stride: Pair, padding: Pair) -> bool:

@@ -146,12 +146,12 @@ def _plain(x) -> bool:
 
 
 def _norms(x, groups, gain, bias, activation=identity) -> bool:
-    same = x.dtype == gain.dtype == bias.dtype
-    return _plain(x) and type(gain) is np.ndarray and same and activation in (identity, silu)
+    same = type(x) is type(gain) is type(bias) and x.dtype == gain.dtype == bias.dtype
+    return _plain(x) and same and activation in (identity, silu)
 
 
 register(activate, silu_in_place, applies=lambda activation, x: activation is silu and _plain(x))
-register(adam, adam_in_place, applies=lambda theta, *others: type(theta) is np.ndarray)
+register(adam, adam_in_place, applies=lambda theta, *_, **__: type(theta) is np.ndarray)
 register(group_norm, fused_group_norm, applies=_norms)
 register(place_sum, place_sum_by_product, applies=_plain)
 register(softmax, softmax_by_product, applies=_plain)
