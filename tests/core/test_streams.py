@@ -1,5 +1,7 @@
 """core/streams.py: numbers that are functions of their key."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,9 +42,25 @@ def test_paths_are_independent_and_asking_twice_is_asking_once(seed):
         assert not np.any(one == other.normal((4,)))
 
 
-@given(seeds(), st.integers(1, 200))
+@given(seeds(), st.integers(0, 200))
 def test_permutations_permute(seed, n):
     assert sorted(Stream(seed, NUMPY).permutation(n)) == list(range(n))
+
+
+@given(seeds(), st.integers(2, 200))
+def test_a_permutation_is_the_caller_s_own(seed, n):
+    """However often one is asked for, and whatever has been done to it."""
+    stream = Stream(seed, NUMPY).at("epoch")
+    first, other = stream.permutation(n), stream.permutation(n + 1)
+    kept = first.copy()
+    first[...] = 0
+    assert sorted(other) == list(range(n + 1))
+    np.testing.assert_array_equal(stream.permutation(n), kept)
+    np.testing.assert_array_equal(Stream(seed, NUMPY).at("epoch").permutation(n), kept)
+    many = [Stream(seed, NUMPY).at("epoch", i).permutation(100) for i in range(6)]
+    for i, order in enumerate(many):
+        np.testing.assert_array_equal(stream.at(i).permutation(100), order)
+        assert not any(np.array_equal(order, another) for another in many[:i])
 
 
 @on_every_backend
@@ -73,7 +91,9 @@ def test_uniform_numbers_stay_below_one(born):
 
 
 def test_no_rows_is_an_empty_draw():
-    assert Stream(0, NUMPY).normal((0, 3)).shape == (0, 3)
+    for first in (0, 1, BLOCK, BLOCK + 6):
+        assert Stream(0, NUMPY).from_row(first).normal((0, 3)).shape == (0, 3)
+    assert Stream(0, NUMPY).normal((BLOCK + 1, 0)).shape == (BLOCK + 1, 0)
 
 
 def test_moments_across_blocks_and_keys():
@@ -97,6 +117,34 @@ def test_the_numbers_never_change():
     found = [float(v).hex() for v in (drawn[0], drawn[BLOCK], normal[0], normal[BLOCK])]
     assert found == GOLDEN
     assert stream.permutation(8).tolist() == ORDER
+
+
+def digest(numbers, dtype: str) -> str:
+    return hashlib.sha256(numbers.astype(dtype).tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("seed", "first", "shape", "normal", "uniform"),
+    [
+        (0, 0, (64, 3), "d321cd8723faf140", "4d4d2616ea8cf96a"),
+        (1234, 63, (67, 2), "94762c311b70bc9a", "999b08ed6ade6aee"),
+        (2**64 - 1, 130, (200, 2, 3), "7d3aa8da2f7b6d4a", "28301afea9a73e35"),
+        (7, 64, (1,), "19d86d9ebb380370", "b3b5430902087a7b"),
+    ],
+)
+def test_whole_draws_never_change(seed, first, shape, normal, uniform):
+    """Golden values: of draws that begin within a block, end within one, and span several."""
+    stream = Stream(seed, NUMPY).at("train", 17).from_row(first)
+    assert digest(stream.normal(shape), "<f8") == normal
+    assert digest(stream.uniform(shape), "<f8") == uniform
+
+
+@pytest.mark.parametrize(
+    ("n", "order"),
+    [(1, "af5570f5a1810b7a"), (64, "83bd9e0cb23db496"), (1797, "269c548313f3ebad")],
+)
+def test_permutations_never_change(n, order):
+    assert digest(Stream(5, NUMPY).at("epoch", n).permutation(n), "<i8") == order
 
 
 GOLDEN = [
