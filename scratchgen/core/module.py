@@ -79,10 +79,15 @@ class Reading:
         return self._value
 
     def derived(self, name, compute: Callable[[Any], Any]):
-        """compute(value), remembered under that name until θ changes."""
+        """compute(value), remembered under that name until θ changes.
+
+        Raises:
+            StalePullback: it has changed since.
+        """
+        value = self.value
         version, known = self._owner.derived.get((self._window.start, name), (None, None))
         if version != self._version:
-            known = compute(self.value)
+            known = compute(value)
             self._owner.derived[self._window.start, name] = (self._version, known)
         return known
 

@@ -18,6 +18,7 @@ from scratchgen.layers.activations import silu
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.oracle import check_gradient
+from scratchgen.training.optim import Adam, Ema
 
 from support import NUMPY, bound, host, normals, on_every_backend
 
@@ -182,3 +183,112 @@ def test_a_parameter_of_any_shape_accumulates_products():
     a, b = normals(1, 5, 6), normals(2, 5, 4)
     cube.value.read().accumulate_product(a, b)
     np.testing.assert_allclose(params.grad, (a.T @ b).ravel())
+
+
+def test_a_target_may_see_to_products_itself():
+    class Noting(list):
+        def add_product(self, window, a, b):
+            self.append((window, a.T @ b))
+
+    net = Linear(2, 3)
+    params, x = bound(net), normals(0, 4, 2)
+    y, pullback = net(x)
+    with params.gradient_into(Noting()) as noted:
+        pullback(y)
+    assert not np.any(params.grad)
+    pullback(y)
+    for window, product in noted:
+        np.testing.assert_array_equal(params.grad[window], product.ravel())
+    assert {window.start for window, _ in noted} == {0, 6}
+
+
+class TestDerived:
+    """What is computed from a parameter, and remembered as long as θ stays."""
+
+    def doubled(self, parameter, name="double"):
+        def compute(value):
+            self.computed.append(name)
+            return 2.0 * value
+
+        return parameter.read().derived(name, compute)
+
+    def setup_method(self):
+        self.computed: list[str] = []
+        self.net = Sequential(Linear(3, 3), Linear(3, 3))
+        self.params = bound(self.net)
+        self.weight = self.net.layers[0].weight
+
+    def test_it_is_computed_once_and_is_what_was_computed(self):
+        first, again = self.doubled(self.weight), self.doubled(self.weight)
+        assert self.computed == ["double"]
+        assert again is first
+        np.testing.assert_array_equal(first, 2.0 * self.weight.read().value)
+
+    def test_a_new_theta_is_computed_from_anew(self):
+        def change():
+            self.params.theta *= 3.0
+            self.params.changed()
+
+        def step():
+            self.params.grad += 1.0
+            Adam(self.params).step()
+
+        def assign():
+            self.params.theta = self.params.theta + 1.0
+
+        for n, move in enumerate((change, step, assign), start=1):
+            self.doubled(self.weight)
+            move()
+            np.testing.assert_array_equal(self.doubled(self.weight), 2.0 * self.weight.read().value)
+            assert len(self.computed) == n + 1
+
+    def test_an_average_that_is_applied_and_taken_back_has_its_own(self):
+        ema = Ema(self.params)
+        ema.average += 1.0
+        before = self.doubled(self.weight)
+        with ema.applied():
+            np.testing.assert_allclose(self.doubled(self.weight), before + 2.0)
+        np.testing.assert_array_equal(self.doubled(self.weight), before)
+
+    def test_parameters_and_names_are_told_apart(self):
+        other, bias = self.net.layers[1].weight, self.net.layers[0].bias
+        for name in ("double", ("double", False), ("double", True)):
+            for parameter in (self.weight, other, bias):
+                found = self.doubled(parameter, name)
+                np.testing.assert_array_equal(found, 2.0 * parameter.read().value)
+                assert self.doubled(parameter, name) is found
+        assert len(self.computed) == 9
+        halved = self.weight.read().derived("half", lambda value: 0.5 * value)
+        np.testing.assert_array_equal(halved, 0.5 * self.weight.read().value)
+
+    def test_another_vector_has_its_own(self):
+        first = self.doubled(self.weight)
+        twin = Sequential(Linear(3, 3), Linear(3, 3))
+        bound(twin, seed=2)
+        found = self.doubled(twin.layers[0].weight)
+        np.testing.assert_array_equal(found, 2.0 * twin.layers[0].weight.read().value)
+        assert not np.any(found == first)
+        assert len(self.computed) == 2
+
+    def test_a_tied_parameter_shares_it(self):
+        tied = Linear(3, 3)
+        bound(Sequential(tied, tied))
+        assert self.doubled(tied.weight) is self.doubled(tied.weight)
+
+    def test_a_stale_reading_computes_nothing(self):
+        reading = self.weight.read()
+        self.params.changed()
+        with pytest.raises(StalePullback):
+            reading.derived("double", lambda value: 2.0 * value)
+        found = self.doubled(self.weight)
+        with pytest.raises(StalePullback):
+            reading.derived("double", lambda value: 3.0 * value)
+        assert self.doubled(self.weight) is found
+
+    def test_a_stale_reading_has_nothing_remembered(self):
+        """Not even what was remembered while it was fresh."""
+        reading = self.weight.read()
+        reading.derived("double", lambda value: 2.0 * value)
+        self.params.changed()
+        with pytest.raises(StalePullback):
+            reading.derived("double", lambda value: 2.0 * value)
