@@ -22,3 +22,18 @@ def test_solo_runs_the_whole_batch_into_the_one_gradient():
     want = np.concatenate([np.tile(x.sum(axis=0), 3), np.full(3, 5.0)])
     np.testing.assert_allclose(params.grad, want)
     assert (Solo.rank, Solo.size, Solo().broadcast(params.theta)) == (0, 1, None)
+
+
+def test_solo_updates_whole_vectors_in_place():
+    a, b = normals(0, 7), normals(1, 7)
+    want, seen = a + b, []
+
+    def update(x, y):
+        seen.append((x, y))
+        x += y
+
+    Solo().elementwise(update, a, b)
+    assert len(seen) == 1
+    assert seen[0][0] is a
+    assert seen[0][1] is b
+    np.testing.assert_array_equal(a, want)

@@ -72,6 +72,47 @@ def test_adam_does_not_see_the_scale_of_the_loss(seed, scale):
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
 
 
+class Cutting:
+    """Workers that update any parts of the vectors, one after the other."""
+
+    rank, size = 0, 1
+
+    def __init__(self, cuts):
+        self.cuts, self.calls = sorted(cuts), 0
+
+    def run(self, params, shard, batch_size):
+        raise NotImplementedError
+
+    def broadcast(self, array):
+        raise NotImplementedError
+
+    def elementwise(self, update, *vectors):
+        self.calls += 1
+        edges = [0, *self.cuts, vectors[0].size]
+        for first, last in zip(edges[::-1][1:], edges[::-1], strict=False):
+            update(*(v[first:last] for v in vectors))
+
+
+@given(seeds(), st.lists(st.integers(0, 30), max_size=5), st.floats(0.0, 0.5), st.floats(0.0, 0.99))
+def test_the_parts_are_the_whole(seed, cuts, weight_decay, decay):
+    """Adam and the average, whoever shares the work, even where a part is empty."""
+    cutting, ends = Cutting(cuts), []
+    for workers in ([], [cutting]):
+        params = bound(Linear(5, 5), seed)
+        adam, ema = Adam(params, 0.1, weight_decay=weight_decay), Ema(params, decay)
+        version = params.version
+        for g in normals(seed + 1, 3, 30):
+            params.grad += g
+            adam.step(*workers)
+            ema.step(*workers)
+            assert not np.any(params.grad)
+        assert params.version == version + 3
+        ends.append((params.theta, adam.m, adam.v, ema.average, adam.steps, ema.steps))
+    assert cutting.calls == 6
+    for whole, parts in zip(*ends, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-14, atol=1e-15)
+
+
 def test_a_step_voids_earlier_pullbacks():
     layer = Linear(2, 1)
     params = bound(layer)
