@@ -72,6 +72,20 @@ def test_adam_does_not_see_the_scale_of_the_loss(seed, scale):
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
 
 
+@given(seeds(), rates, rates)
+def test_a_checkpoint_holds_each_average_under_its_name(seed, beta1, beta2):
+    """m/(1-β₁) and v/(1-β₂), as they stand after two steps."""
+    params = bound(Linear(2, 1), seed)
+    adam, (first, second) = Adam(params, 1e-3, beta1, beta2), normals(seed, 2, 3)
+    for g in (first, second):
+        params.grad += g
+        adam.step()
+    state = adam.state()
+    np.testing.assert_allclose(state["m"], beta1 * first + second, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(state["v"], beta2 * first**2 + second**2, rtol=1e-12)
+    assert state["steps"] == 2
+
+
 class Cutting:
     """Workers that update any parts of the vectors, one after the other."""
 
