@@ -120,16 +120,17 @@ class TestGroupNorm:
 
 
 class TestSoftmax:
-    @given(seeds(), dtypes, layouts, places, sizes(9), st.floats(-3.0, 2.0))
-    def test_it_agrees(self, seed, dtype, layout, shape, last, log_scale):
+    @given(seeds(), dtypes, layouts, places, sizes(9), st.floats(-3.0, 2.0), st.floats(-1e4, 1e4))
+    def test_it_agrees(self, seed, dtype, layout, shape, last, log_scale, offset):
         """From scores that are nearly equal to a range that is too wide for one factor."""
-        x = 10.0**log_scale * normals(seed, *shape, last)
+        x = 10.0**log_scale * normals(seed, *shape, last) + offset
         agree(softmax, softmax, layout(x.astype(dtype)), floor=1.0)
 
     @pytest.mark.parametrize("dtype", sorted(BORN))
     @pytest.mark.parametrize("gap", [0.0, 30.0, 58.0, 70.0, 120.0, 1e4])
-    def test_a_row_far_below_the_largest_keeps_its_digits(self, dtype, gap):
-        x = normals(0, 3, 5).clip(-0.9, 0.9).astype(dtype)
+    @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
+    def test_a_row_far_below_the_largest_keeps_its_digits(self, dtype, gap, offset):
+        x = (normals(0, 3, 5).clip(-0.9, 0.9) + offset).astype(dtype)
         x[1] -= np.asarray(gap, dtype)
         room, (p, _) = who(softmax, x)
         assert room == "fused"
