@@ -91,6 +91,11 @@ class Reading:
             self._owner.derived[self._window.start, name] = (self._version, known)
         return known
 
+    @property
+    def trained(self) -> bool:
+        """Whether what is added to the gradient now goes anywhere; see `FlatParameters.frozen`."""
+        return self._owner.gradient is not None
+
     def accumulate_product(self, a, b) -> None:
         """Add aᵀ b to the parameter's gradient: the only way a gradient is ever added.
 

@@ -5,8 +5,10 @@ run side by side. Every matrix product must then use one thread of its own: whoe
 limits BLAS to one (the command line does), or the two kinds of threads get in each other's way.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.parallel import Shard, Terms
 
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of <malloc.h>
 PART = 2**17  # entries of a gradient that one task adds to
 LEAST = 2**16  # numbers for a thread, below which handing them over takes longer than the work
 
@@ -39,6 +42,7 @@ class Threads:
         if count < 1:
             raise ValueError(f"the number of threads must be at least 1, got {count}")
         self.count = count
+        _keep_memory()
         self._others = ThreadPoolExecutor(max(1, count - 1), "scratchgen")
 
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
@@ -146,6 +150,18 @@ def _add(start: int, rows: slice, row: int, known: list, noted: list, gradient) 
         target += product[part]
     for a, b in noted:
         target += (a[:, rows].T @ b).reshape(-1)
+
+
+def _keep_memory() -> None:
+    """Let glibc's allocator keep what is freed, in one heap that all threads share.
+
+    Otherwise each thread has heaps of its own, which go back to the system whenever they are empty,
+    and every step asks for fresh pages. Other systems' allocators have no such setting.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(setting, value)
 
 
 def _parts(size: int, count: int) -> list[slice]:

@@ -14,7 +14,9 @@ small integers: 0, ±2/3, ±3/2 and ∞ keep four times as many of them as the u
 and leave about 2e-6 of the largest entry in float32, 1e-14 in float64.
 """
 
+from collections.abc import Iterator
 from functools import cache
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -25,51 +27,64 @@ from scratchgen.layers import conv
 from scratchgen.layers.resampling import Pair
 
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)  # and ∞
-CACHE = 2**12  # numbers of each of the 36 kinds at a time, which a processor's own cache holds
-BLOCK = 2**15  # the same where the kernels alone exceed it, so that they are read fewer times
+# transformed numbers of each of the 36 kinds at a time: enough for long products, and so few that
+# memory is not handed back to the system and asked for again
+BLOCK = 2**15
 WORTH = 0.8  # of the direct sum's products: what a twin may need to be taken
 
 
 def convolution(x, weight: Reading, stride: Pair, padding: Pair, reads_data: bool = False):
     """The twin of `layers.conv.convolution` for 3×3 kernels.
 
-    The transformed tiles are kept for the pullback, which takes 36/16 of the image's memory. The
-    pullback is the transpose of the forward pass: dx = B [(A dy Aᵀ) ⊙ (G w Gᵀ)] Bᵀ, tiles overlaid.
+    The transformed tiles are kept for the pullback, which takes 36/16 of the image's memory, unless
+    the parameters are frozen. The pullback is the transpose of the forward pass: dx = B [(A dy Aᵀ)
+    ⊙ (G w Gᵀ)] Bᵀ, tiles overlaid.
 
     Source: [Lavin 2016]
     """
     kernel = weight.derived("winograd", _kernel)
-    y, blocks = _correlate(x, kernel, padding, padding)
+    places = _places(x.shape, padding, padding)
+    kept: dict | None = {} if weight.trained else None
 
     def pullback(dy):
+        kernel = weight.derived("winograd", _kernel)  # which refuses an old θ
         total, dx = None, None if reads_data else np.empty(x.shape, x.dtype)
-        for examples, seen in blocks:
+        for first, examples in _blocks(x, kernel, places):
             d = _spread(dy[examples])
-            total = _added(total, seen.transpose(0, 2, 1) @ d)
+            if weight.trained:
+                tiles = _tiles(x[examples], padding, places) if kept is None else kept[first]
+                total = _added(total, tiles.transpose(0, 2, 1) @ d)
             if dx is not None:
-                _lay_over(d @ kernel.transpose(0, 2, 1), dx[examples], padding, dy.shape[1:3])
-        weight.accumulate_product(_matrices(x.dtype)[1], total)
+                _lay_over(d @ kernel.transpose(0, 2, 1), dx[examples], padding, places)
+        if total is not None:
+            weight.accumulate_product(_matrices(x.dtype)[1], total)
         return dx
 
-    return y, pullback
+    return _correlate(x, kernel, padding, places, kept), pullback
 
 
 def gather(x, weight: Reading, stride: Pair, before: Pair, after: Pair, flipped: bool = False):
     """The twin of `layers.conv.gather` for 3×3 kernels."""
     kernel = weight.derived(("winograd", flipped), _turned if flipped else _kernel)
-    return _correlate(x, kernel, before, after)[0]
+    return _correlate(x, kernel, before, _places(x.shape, before, after))
 
 
-def _correlate(x, kernel, before: Pair, after: Pair):
-    """y (N, H', W', K) for a transformed kernel (36, C, K), and [(examples, their tiles)]."""
-    places, (c, k) = _places(x.shape, before, after), kernel.shape[1:]
-    y, blocks = np.empty((x.shape[0], *places, k), x.dtype), []
-    size = CACHE if c * k <= CACHE else BLOCK
-    for examples in _pieces(x.shape[0], _tile_count(places) * max(c, k), size):
-        seen = _tiles(x[examples], before, places)
-        _gather_up(seen @ kernel, y[examples])
-        blocks.append((examples, seen))
-    return y, blocks
+def _correlate(x, kernel, before: Pair, places: Pair, kept: dict | None = None):
+    """y (N, H', W', K) for a transformed kernel (36, C, K); `kept` gets the tiles of each block."""
+    y = np.empty((x.shape[0], *places, kernel.shape[2]), x.dtype)
+    for first, examples in _blocks(x, kernel, places):
+        tiles = _tiles(x[examples], before, places)
+        _gather_up(tiles @ kernel, y[examples])
+        if kept is not None:
+            kept[first] = tiles
+    return y
+
+
+def _blocks(x, kernel, places: Pair) -> Iterator[tuple[int, slice]]:
+    """The examples that are transformed together: the first of them, and all."""
+    several = max(1, BLOCK // (prod(_grid(places)) * max(kernel.shape[1:])))
+    for first in range(0, x.shape[0], several):
+        yield first, slice(first, first + several)
 
 
 def _kernel(w):
@@ -83,66 +98,56 @@ def _turned(w):
 
 def _tiles(x, before: Pair, places: Pair):
     """The transformed tiles Bᵀ x B of x, (36, T, C): each 6×6, and 4 apart."""
-    rows, columns = (-(-n // 4) for n in places)
-    n, c, each = x.shape[0], x.shape[3], rows * columns * x.shape[3]
-    tiles = np.empty((36, n * each), x.dtype)
-    for few in _pieces(n, each):
-        framed = _framed(x[few], before, (4 * rows + 2, 4 * columns + 2))
-        s = framed.strides
-        windows = as_strided(
-            framed,
-            (6, 6, len(framed), rows, columns, c),
-            (s[1], s[2], s[0], 4 * s[1], 4 * s[2], s[3]),
-        )
-        np.matmul(_matrices(x.dtype)[0], windows.reshape(36, -1), out=_columns(tiles, few, each))
-    return tiles.reshape(36, -1, c)
+    rows, columns = _grid(places)
+    windows = _windows(_framed(x, before, (4 * rows + 2, 4 * columns + 2)))
+    seen = windows.transpose(2, 4, 0, 1, 3, 5).reshape(36, -1, x.shape[3])
+    return _product(_matrices(x.dtype)[0], seen)
 
 
 def _lay_over(tiles, dx, before: Pair, places: Pair) -> None:
     """The transpose of `_tiles`, into dx: where tiles overlap, they add up."""
-    rows, columns = (-(-m // 4) for m in places)
+    rows, columns = _grid(places)
     (n, height, width, c), (p, q) = dx.shape, before
-    tiles, each = tiles.reshape(36, -1), rows * columns * c
-    for few in _pieces(n, each):
-        t = _matrices(dx.dtype)[0].T @ _columns(tiles, few, each)
-        t = t.reshape(6, 6, -1, rows, columns, c).transpose(2, 3, 0, 4, 1, 5)
-        framed = np.zeros((len(t), rows + 1, 4, columns + 1, 4, c), dx.dtype)
-        framed[:, :-1, :, :-1, :] = t[:, :, :4, :, :4]
-        framed[:, 1:, :2, :-1, :] += t[:, :, 4:, :, :4]
-        framed[:, :-1, :, 1:, :2] += t[:, :, :4, :, 4:]
-        framed[:, 1:, :2, 1:, :2] += t[:, :, 4:, :, 4:]
-        whole = framed.reshape(-1, 4 * rows + 4, 4 * columns + 4, c)
-        dx[few] = whole[:, p : p + height, q : q + width]
+    t = _product(_matrices(dx.dtype)[0].T, tiles).reshape(6, 6, n, rows, columns, c)
+    t[:2, :, :, 1:] += t[4:, :, :, :-1]
+    t[:, :2, :, :, 1:] += t[:, 4:, :, :, :-1]
+    framed = np.empty((n, 4 * rows + 2, 4 * columns + 2, c), dx.dtype)
+    windows, t = _windows(framed), t.transpose(2, 3, 0, 4, 1, 5)
+    for own_rows in np.s_[:, :4], np.s_[-1:, 4:]:  # all tiles' first four, the last one's last two
+        for own_columns in np.s_[:, :4], np.s_[-1:, 4:]:
+            windows[:, *own_rows, *own_columns] = t[:, *own_rows, *own_columns]
+    dx[...] = framed[:, p : p + height, q : q + width]
+
+
+def _windows(framed):
+    """The 6×6 windows of (N, 4h + 2, 4w + 2, C), 4 apart, as a view (N, h, 6, w, 6, C)."""
+    n, height, width, c = framed.shape
+    s = framed.strides
+    return as_strided(
+        framed, (n, height // 4, 6, width // 4, 6, c), (s[0], 4 * s[1], s[1], 4 * s[2], s[2], s[3])
+    )
 
 
 def _gather_up(tiles, y) -> None:
     """Aᵀ m A of products m (36, T, K), side by side into y (N, H, W, K)."""
     n, h, w, k = y.shape
-    rows, columns = -(-h // 4), -(-w // 4)
-    tiles, each = tiles.reshape(36, -1), rows * columns * k
-    for few in _pieces(n, each):
-        t = _matrices(y.dtype)[2] @ _columns(tiles, few, each)
-        t = t.reshape(4, 4, -1, rows, columns, k).transpose(2, 3, 0, 4, 1, 5)
-        if (h, w) == (4 * rows, 4 * columns):
-            y[few].reshape(-1, rows, 4, columns, 4, k)[...] = t
-        else:
-            y[few] = t.reshape(-1, 4 * rows, 4 * columns, k)[:, :h, :w]
+    rows, columns = _grid((h, w))
+    t = _product(_matrices(y.dtype)[2], tiles).reshape(4, 4, n, rows, columns, k)
+    t = t.transpose(2, 3, 0, 4, 1, 5)
+    if (h, w) == (4 * rows, 4 * columns):
+        y.reshape(t.shape)[...] = t
+    else:
+        y[...] = t.reshape(n, 4 * rows, 4 * columns, k)[:, :h, :w]
 
 
 def _spread(y):
     """The transpose of `_gather_up`: A y Aᵀ of each 4×4 of y (N, H, W, K), as (36, T, K)."""
     n, h, w, k = y.shape
-    rows, columns = -(-h // 4), -(-w // 4)
-    each = rows * columns * k
-    tiles = np.empty((36, n * each), y.dtype)
-    for few in _pieces(n, each):
-        some = y[few]
-        if (h, w) != (4 * rows, 4 * columns):
-            some = _framed(some, (0, 0), (4 * rows, 4 * columns))
-        some = some.reshape(-1, rows, 4, columns, 4, k).transpose(2, 4, 0, 1, 3, 5)
-        transform = _matrices(y.dtype)[2].T
-        np.matmul(transform, some.reshape(16, -1), out=_columns(tiles, few, each))
-    return tiles.reshape(36, -1, k)
+    rows, columns = _grid((h, w))
+    if (h, w) != (4 * rows, 4 * columns):
+        y = _framed(y, (0, 0), (4 * rows, 4 * columns))
+    t = y.reshape(n, rows, 4, columns, 4, k).transpose(2, 4, 0, 1, 3, 5)
+    return _product(_matrices(y.dtype)[2].T, t.reshape(16, -1, k))
 
 
 def _framed(x, before: Pair, size: Pair):
@@ -153,25 +158,20 @@ def _framed(x, before: Pair, size: Pair):
     return framed
 
 
-def _pieces(n: int, each: int, size: int = CACHE) -> list[slice]:
-    """0..n-1 in slices of about `size` numbers, where each has so many."""
-    several = max(1, size // each)
-    return [slice(first, min(first + several, n)) for first in range(0, n, several)]
-
-
 def _added(total, part):
     """total + part as (36, C K), in place of total; the part alone where there is no total yet."""
     part = part.reshape(36, -1)
     return part if total is None else np.add(total, part, out=total)
 
 
-def _columns(a, few: slice, each: int):
-    """Those columns of a matrix that belong to a few of the examples."""
-    return a[:, few.start * each : few.stop * each]
+def _product(matrix, a):
+    """A matrix (p, q) times the first axis of a (q, T, C)."""
+    return (matrix @ a.reshape(len(a), -1)).reshape(-1, *a.shape[1:])
 
 
-def _tile_count(places: Pair) -> int:
-    return -(-places[0] // 4) * -(-places[1] // 4)
+def _grid(places: Pair) -> Pair:
+    """How many tiles of 4×4 cover so many places, along rows and columns."""
+    return -(-places[0] // 4), -(-places[1] // 4)
 
 
 @cache
@@ -217,7 +217,7 @@ def _serves(x, weight: Reading, places: Pair) -> bool:
         return False
     c, k = w.shape[2:]
     direct = 9 * places[0] * places[1] * c * k
-    return 36 * _tile_count(places) * (c * k + 36 * c + 16 * k) < WORTH * direct
+    return 36 * prod(_grid(places)) * (c * k + 36 * c + 16 * k) < WORTH * direct
 
 
 def _gathers(x, weight: Reading, stride: Pair, before: Pair, after: Pair, flipped=False) -> bool:

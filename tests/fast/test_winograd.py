@@ -1,6 +1,8 @@
 """fast/winograd.py: the same correlation, with fewer products and nearly all of the digits."""
 
-from itertools import product
+from itertools from contextlib import nullcontext
+
+import product
 
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ class TestConvolution:
 
     @given(seeds(), dtypes, layouts, padded(sizes(5)), st.booleans(), st.integers(1, 500))
     @example(0, "float64", np.ascontiguousarray, (1, (1, 1), (1, 1), 1, 1), False, 1)
-    def test_it_is_the_readable_one(self, seed, dtype, layout, drawn, reads_data, cache):
+    def test_it_is_the_readable_one(self, seed, dtype, layout, drawn, reads_data, block):
         n, size, padding, c, k = drawn
         params, weight = kernel(seed, dtype, 3, 3, c, k)
         x = layout(images(seed, dtype, n, *size, c))
@@ -91,7 +93,7 @@ class TestConvolution:
             for f in (the_twin(convolution, "winograd"), convolution)
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(winograd, "CACHE", cache)
+            patch.setattr(winograd, "BLOCK", block)
             agree(way, read, x, params=params, floor=SPARE)
 
     @share_of_the_examples(2)
@@ -105,18 +107,31 @@ class TestConvolution:
 
         agree(layer, layer, images(seed, dtype, n, *size, c), params=params, floor=SPARE)
 
-    @pytest.mark.parametrize("pieces", [(1, 1), (300, 300), (2**30, 2**30)])
+    @pytest.mark.parametrize("block", [1, 300, 2**30])
     @pytest.mark.parametrize(("n", "c", "k"), [(1, 6, 5), (7, 6, 5), (40, 64, 48)])
-    def test_the_size_of_the_pieces_does_not_matter(self, pieces, n, c, k, monkeypatch):
-        """In the last case a piece of 2^30 is cut again, where transforms are taken."""
-        for name, size in zip(("CACHE", "BLOCK"), pieces, strict=True):
-            monkeypatch.setattr(winograd, name, size)
+    def test_the_size_of_the_blocks_does_not_matter(self, block, n, c, k, monkeypatch):
+        monkeypatch.setattr(winograd, "BLOCK", block)
         params, weight = kernel(n, "float64", 3, 3, c, k)
         twin, x = the_twin(convolution, "winograd"), images(n, "float64", n, 5, 6, c)
         way, read = (
             lambda x, f=f: f(x, weight.read(), (1, 1), (1, 0)) for f in (twin, convolution)
         )
         agree(way, read, x, params=params)
+
+    @pytest.mark.parametrize("frozen_before", [False, True])
+    @pytest.mark.parametrize("frozen_behind", [False, True])
+    def test_frozen_parameters_cost_no_tiles_and_no_gradient(self, frozen_before, frozen_behind):
+        """Whether tiles were kept or not, the pullback does what the moment asks for."""
+        params, weight = kernel(0, "float64", 3, 3, 32, 32)
+        x = images(0, "float64", 2, 8, 8, 32)
+        y, pullback = convolution(x, weight.read(), (1, 1), (1, 1))
+        dx, grad = pullback(y), params.grad.copy()
+        params.grad[...] = 0.0
+        with params.frozen() if frozen_before else nullcontext():
+            y, pullback = convolution(x, weight.read(), (1, 1), (1, 1))
+        with params.frozen() if frozen_behind else nullcontext():
+            np.testing.assert_array_equal(pullback(y), dx)
+        np.testing.assert_array_equal(params.grad, 0.0 * grad if frozen_behind else grad)
 
     def test_a_new_theta_is_seen_and_an_old_pullback_refuses_it(self):
         params, weight = kernel(0, "float64", 3, 3, 32, 32)
