@@ -1,8 +1,7 @@
 """fast/winograd.py: the same correlation, with fewer products and nearly all of the digits."""
 
-from itertools from contextlib import nullcontext
-
-import product
+from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 import pytest
