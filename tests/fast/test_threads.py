@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from scratchgen.core import twins
 from scratchgen.core.module import Module, Parameter, StalePullback
@@ -28,6 +29,13 @@ GROUPS = {count: Threads(count) for count in range(1, 6)}
 counts = st.sampled_from(sorted(GROUPS))
 parts = st.sampled_from([7, 100, threads.PART])  # sizes of a task, so that small nets have several
 PATIENCE = 60.0  # seconds until something that takes milliseconds counts as stuck
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_of_blas():
+    """Each worker's products take one, as they do in our own commands."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 class Net(Module):
@@ -150,7 +158,7 @@ def test_what_the_caller_chose_for_the_gradient_holds_in_every_thread(count):
 
 
 class Ragged(Module):
-    """Parameters of the kinds a ledger must not confuse: none, and one seen as two matrices."""
+    """What a ledger must not confuse: an empty parameter, and one seen as several matrices."""
 
     def __init__(self):
         draw = lambda stream, shape: stream.normal(shape)
