@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,43 @@ def test_importing_costs_little_more_than_numpy():
     pairs = [(seconds("numpy"), seconds("numpy, scratchgen")) for _ in range(9)]
     extra = sorted(b for _, b in pairs)[4] - sorted(a for a, _ in pairs)[4]
     assert extra < 0.060
+
+
+WITHOUT_TWINS = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # no editable installation's own
+sys.path.insert(0, {place!r})
+import numpy as np
+import scratchgen
+from scratchgen.app import cli
+from scratchgen.core import twins
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.streams import Stream
+from scratchgen.core.arrays import backend
+from scratchgen.nets.unet import UNet
+from scratchgen.training.optim import Adam
+
+assert scratchgen.__file__.startswith({place!r}), scratchgen.__file__
+assert "scratchgen.fast" not in sys.modules
+assert twins.active() == []
+stream = Stream(0, backend("numpy"))
+net = UNet(8, n_in=1, n_out=1, width=8, reads_data=True)
+params = FlatParameters(net, stream.at("initial"))
+adam, before = Adam(params), params.theta.copy()
+y, pullback = net(stream.at("x").normal((2, 8, 8, 1)), stream.at("t").uniform((2,)))
+pullback(y - 1.0)
+adam.step()
+assert np.any(params.theta != before)
+assert np.all(np.isfinite(params.theta))
+"""
+
+
+def test_nothing_needs_the_twins(tmp_path):
+    """A copy of the package without them is imported and trains."""
+    ignored = shutil.ignore_patterns("fast", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "scratchgen", ignore=ignored)
+    command = [sys.executable, "-c", WITHOUT_TWINS.format(place=str(tmp_path))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

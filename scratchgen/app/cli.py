@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import Field, fields
 from io import TextIOWrapper
 from pathlib import Path
@@ -23,6 +24,8 @@ from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
 from scratchgen.app.recipes.data import settled
 from scratchgen.app.schedule_report import print_schedule
+from scratchgen.app.workers import AUTO, Sharing
+from scratchgen.core import twins
 from scratchgen.core.arrays import BackendUnavailable
 from scratchgen.core.optional import MissingPackage
 from scratchgen.core.version import __version__
@@ -46,7 +49,15 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="threads of matrix products (default: 1, which is safe beside other programs)",
+        help="threads of each matrix product (default: 1, which is safe beside other programs). "
+        "`train --workers` shares whole batches among threads; the two kinds would wait for each "
+        "other, so only one of these numbers may exceed 1",
+    )
+    top.add_argument(
+        "--no-fast",
+        action="store_true",
+        help="the readable functions only: without their faster twins, and without threads that "
+        "share a batch",
     )
     doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -138,6 +149,14 @@ def _add_training(train: argparse.ArgumentParser) -> None:
     common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
     common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
     common.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    common.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N|auto",
+        help="threads that share each batch (default: auto, which takes every core this process "
+        "may use where that pays; a resumed run keeps its own number). Each computes its matrix "
+        "products in one thread, so more than 1 needs `scratchgen --blas-threads 1`, the default",
+    )
     for action in common._actions:
         train._add_action(action)
     models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
@@ -145,6 +164,15 @@ def _add_training(train: argparse.ArgumentParser) -> None:
         model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
         for each in fields(recipe.config_type):
             _add_option(model, each)
+
+
+def _workers(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or {AUTO}, got {text!r}") from None
 
 
 def _add_sampling(door: argparse.ArgumentParser) -> None:
@@ -187,10 +215,15 @@ def _train(given: argparse.Namespace) -> None:
     if resumed is not None:
         if out is not None:
             raise ValueError("--resume continues in the run's own folder; leave out --out")
-        commands.resume(resumed, stop_at, quiet, {"model": model, **chosen} if model else None)
+        expected = {"model": model, **chosen} if model else None
+        commands.resume(resumed, stop_at, quiet, expected, _sharing(given))
         return
     recipe = RECIPES[model]
-    commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet)
+    commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet, _sharing(given))
+
+
+def _sharing(given: argparse.Namespace) -> Sharing:
+    return Sharing(getattr(given, "workers", None), given.blas_threads, not given.no_fast)
 
 
 def _reproduce(given: argparse.Namespace) -> int:
@@ -226,7 +259,7 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     if given.command == "demo":
-        commands.demo(given.out, given.seed)
+        commands.demo(given.out, given.seed, _sharing(given))
     elif given.command == "train":
         _train(given)
     elif given.command == "sample":
@@ -259,8 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.blas_threads < 1:
             raise ValueError(f"--blas-threads must be at least 1, got {given.blas_threads}")
+        route = twins.disabled() if given.no_fast else nullcontext()
         # overflow is looked for in results, where it can be named, not in every operation
-        with threadpool_limits(given.blas_threads, "blas"), np.errstate(all="ignore"):
+        with threadpool_limits(given.blas_threads, "blas"), np.errstate(all="ignore"), route:
             return _run(given)
     except (BackendUnavailable, MissingPackage) as error:
         return _complain(error, 4)

@@ -1,9 +1,10 @@
 """What each command does. Parsing stands in cli.py; names become objects in recipes/."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from scratchgen.app import runs
+from scratchgen.app import runs, workers
 from scratchgen.app.dissect import dissect
 from scratchgen.app.quality import examples_of, quality_report, require_finite
 from scratchgen.app.recipes import RECIPES, Recipe
@@ -12,18 +13,20 @@ from scratchgen.app.recipes.config import Config
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.app.sampling import sample
 from scratchgen.app.schedule_report import named_schedule, schedule_of
+from scratchgen.app.workers import Crew, Sharing
 from scratchgen.training import checkpoint
 from scratchgen.training.progress import say
 
+ALONE, AS_BEFORE = Sharing(workers=1), Sharing()
 LONG = 10**8  # decoded numbers from which an evaluation takes minutes rather than seconds
 
 
-def demo(out: Path | None, seed: int = 0) -> None:
+def demo(out: Path | None, seed: int = 0, sharing: Sharing = ALONE) -> None:
     """Train a VAE on the digits, measure it, draw from it: the whole way through, once."""
     began, config = time.monotonic(), VaeConfig(seed=seed)
     folder = runs.new_run(out, "demo")
     say(f"scratchgen demo: a VAE on 8×8 digits, {config.steps} steps, into {folder}")
-    run = train(VaeRecipe(config), folder / "vae")
+    run = train(VaeRecipe(config), folder / "vae", sharing=replace(sharing, workers=1))
     print_evaluation(evaluate(run, "test"))
     sample(run, 64, seed=seed)
     say(f"done in {time.monotonic() - began:.0f} s; look at:")
@@ -32,16 +35,20 @@ def demo(out: Path | None, seed: int = 0) -> None:
 
 
 def train(
-    recipe: Recipe, out: Path | None, stop_at: int | None = None, quiet: bool = False
+    recipe: Recipe,
+    out: Path | None,
+    stop_at: int | None = None,
+    quiet: bool = False,
+    sharing: Sharing = ALONE,
 ) -> Path:
     """Train from scratch into a new run folder, and return it."""
     config = recipe.config
-    last = _last_step(config, stop_at)
+    last, crew = _last_step(config, stop_at), workers.crew(recipe, sharing)
     folder = runs.new_run(out, f"{recipe.name}-{Path(config.data).stem}-s{config.seed}")
     runs.write_json(folder / "config.json", config_to_json(recipe))
-    facts = {**runs.environment(recipe.born), "data": recipe.data_facts()}
-    runs.write_json(folder / "environment.json", facts)
-    return _train(recipe, folder, last, quiet)
+    facts = {**runs.environment(recipe.born), "workers": crew.number, "data": recipe.data_facts()}
+    runs.write_json(folder / runs.ENVIRONMENT, facts)
+    return _train(recipe, folder, last, quiet, crew)
 
 
 def resume(
@@ -49,6 +56,7 @@ def resume(
     stop_at: int | None = None,
     quiet: bool = False,
     expected: dict | None = None,
+    sharing: Sharing = AS_BEFORE,
 ) -> Path:
     """Continue an interrupted run to the end its configuration names.
 
@@ -56,6 +64,8 @@ def resume(
         folder: the run.
         stop_at, quiet: as for `train`.
         expected: options the user believes the run to have; refused where it has others.
+        sharing: how the work is shared; as before where the number of workers is left open, since
+            the order of summation, and so the last digits, depends on it.
 
     Raises:
         ValueError: the run has other options.
@@ -75,7 +85,12 @@ def resume(
         if not quiet:
             say(f"{folder} had already taken all its {recipe.config.steps} steps; figures redrawn")
         return folder
-    return _train(recipe, folder, _last_step(recipe.config, stop_at, recipe.fit.steps_done), quiet)
+    last = _last_step(recipe.config, stop_at, recipe.fit.steps_done)
+    if sharing.workers is None:
+        sharing = replace(sharing, workers=runs.recorded_workers(folder))
+    crew = workers.crew(recipe, sharing)
+    runs.record_workers(folder, crew.number)
+    return _train(recipe, folder, last, quiet, crew)
 
 
 def _last_step(config: Config, stop_at: int | None, done: int = 0) -> int:
@@ -85,12 +100,14 @@ def _last_step(config: Config, stop_at: int | None, done: int = 0) -> int:
     return last
 
 
-def _train(recipe: Recipe, folder: Path, last: int, quiet: bool) -> Path:
+def _train(recipe: Recipe, folder: Path, last: int, quiet: bool, crew: Crew) -> Path:
     fit, config = recipe.fit, recipe.config
+    fit.workers = crew.group()
     go_on = f"go on with: scratchgen train --resume {folder}"
     if not quiet:
         size = recipe.params.theta.shape[0]
-        say(f"training into {folder}: {size:,} parameters, {recipe.born.name} {config.dtype}")
+        born = f"{recipe.born.name} {config.dtype}"
+        say(f"training into {folder}: {size:,} parameters, {born}, {crew}")
     meta = {"config": config_to_json(recipe)}
     try:
         fit.until(last, folder / "checkpoint.npz", meta, quiet, recipe.describe)

@@ -20,6 +20,7 @@ from scratchgen.app.recipes.ddpm import DdpmConfig, DdpmSampling
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.recipes.vdm import VdmConfig
 from scratchgen.app.runs import write_json
+from scratchgen.core import twins
 from scratchgen.core.arrays import backend, full_like, to_host
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
@@ -235,7 +236,12 @@ def _measured(config: VaeConfig) -> dict[str, float]:
 
 
 def _train_side_by_side(recipes: dict[str, Recipe]) -> None:
-    """Train each recipe in a process of its own, all at once, as `train --resume` would."""
+    """Train each recipe in a process of its own, all at once, as `train --resume` would.
+
+    Each process is one worker, as there are several of them; and like this one, it takes the faster
+    twins or leaves them.
+    """
+    route = () if twins.active() else ("--no-fast",)
     with TemporaryDirectory() as place:
         folders = {name: Path(place) / name for name in recipes}
         started = []
@@ -243,8 +249,9 @@ def _train_side_by_side(recipes: dict[str, Recipe]) -> None:
             config = config_to_json(recipe)
             write_json(folders[name] / "config.json", config)
             recipe.fit.save(folders[name] / "checkpoint.npz", {"config": config})
-            command = ("-m", "scratchgen", "train", "--resume", folders[name], "--quiet")
-            started.append(subprocess.Popen([sys.executable, *command]))
+            train = ("train", "--resume", folders[name], "--workers", "1", "--quiet")
+            command = (sys.executable, "-m", "scratchgen", *route, *train)
+            started.append(subprocess.Popen(command))
         try:
             codes = [process.wait() for process in started]
         except BaseException:

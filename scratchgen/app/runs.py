@@ -1,7 +1,7 @@
 """Run folders: one folder a run, with everything needed to read, sample, evaluate or resume it.
 
 config.json        the model and every option
-environment.json   versions, backend, device, BLAS threads, the data's fingerprint
+environment.json   versions, backend, device, BLAS threads, workers, twins, the data's fingerprint
 metrics.csv        the logged loss terms
 checkpoint.npz     parameters, averages, optimiser: see training/checkpoint.py
 figures/*.png      pictures
@@ -19,6 +19,8 @@ from scratchgen.core import twins
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend
 from scratchgen.core.version import __version__
 from scratchgen.training import checkpoint
+
+ENVIRONMENT = "environment.json"
 
 
 class RunError(ValueError):
@@ -106,16 +108,37 @@ def require_same_examples(run: Path, recipe: Recipe) -> None:
     Raises:
         RunError: what lies at the data's path has changed.
     """
-    path = run / "environment.json"
-    if not path.is_file():
-        return
-    began = json.loads(path.read_text(encoding="utf-8")).get("data", {}).get("sha256")
+    began = _recorded(run).get("data", {}).get("sha256")
     now = recipe.data_facts()["sha256"]
     if began not in (None, now):
         raise RunError(
             f"{run} was begun with other examples than {recipe.config.data} now holds "
             f"(SHA-256 {began[:12]}, now {now[:12]}); bring the files back, or train anew"
         )
+
+
+def recorded_workers(run: Path) -> int:
+    """How many shared the batches of a run; 1 where nothing says so.
+
+    Raises:
+        RunError: what stands there is no such number.
+    """
+    number = _recorded(run).get("workers", 1)
+    if type(number) is not int or number < 1:
+        raise RunError(f"{run / ENVIRONMENT} cannot be used: its workers are {number!r}")
+    return number
+
+
+def record_workers(run: Path, number: int) -> None:
+    """Note down how many share the batches from now on."""
+    if recorded_workers(run) != number:
+        write_json(run / ENVIRONMENT, {**_recorded(run), "workers": number})
+
+
+def _recorded(run: Path) -> dict:
+    """What environment.json holds, or nothing where it is missing."""
+    path = run / ENVIRONMENT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def environment(born: Backend | None = None) -> dict:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,13 @@ class Threads:
         self._settle(target, [ledger.entries for ledger in ledgers])
         return {name: np.concatenate([some[name] for some in terms]) for name in terms[0]}
 
-    def _settle(self, gradient, ledgers: list[dict]) -> None:
+    def _settle(self, gradient, ledgers: list["Entries"]) -> None:
         """Add what all ledgers hold to the gradient, one part of it after the other."""
-        starts = dict.fromkeys(start for entries in ledgers for start in entries)
+        places = dict.fromkeys(place for entries in ledgers for place in entries)
         tasks = [
             task
-            for start in starts
-            for task in _tasks([entries[start] for entries in ledgers if start in entries])
+            for place in places
+            for task in _tasks(*place, [entries[place] for entries in ledgers if place in entries])
         ]
 
         def work(k: int) -> None:
@@ -108,14 +109,13 @@ class Ledger:
     """
 
     def __init__(self):
-        self.entries: dict[int, Entry] = {}
+        self.entries: Entries = {}
 
     def add_product(self, window: slice, a, b) -> None:
         """Note aᵀ b down, or compute and keep it; see `Reading.accumulate_product`."""
-        entry = self.entries.setdefault(window.start, Entry(window))
+        entry = self.entries.setdefault((window.start, window.stop), Entry())
         (n, p), q = a.shape, b.shape[1]
-        same_rows = not entry.later or entry.later[0][1].shape[1] == q
-        if p * q > n * (p + q) and same_rows:
+        if p * q > n * (p + q):
             entry.later.append((a, b))
         else:
             product = (a.T @ b).reshape(-1)
@@ -123,33 +123,33 @@ class Ledger:
 
 
 class Entry:
-    """One parameter in a ledger: its window, what was computed, and what is still to be."""
+    """One parameter in a ledger: what was computed, and what is still to be."""
 
-    def __init__(self, window: slice):
-        self.window = window
+    def __init__(self):
         self.now: np.ndarray | None = None
         self.later: list[tuple] = []
 
 
-def _tasks(entries: list[Entry]) -> Iterator[Callable]:
+Entries = dict[tuple[int, int], Entry]  # (start, stop) of a parameter's window -> its entry
+
+
+def _tasks(start: int, stop: int, entries: list[Entry]) -> Iterator[Callable]:
     """What is left to do for one parameter: each a part of it, as a function of the gradient."""
-    window = entries[0].window
     known = [entry.now for entry in entries if entry.now is not None]
     noted = [pair for entry in entries for pair in entry.later]
-    row = noted[0][1].shape[1] if noted else 1  # so that no part cuts a row of aᵀ b in two
-    size = window.stop - window.start
-    for rows in _parts(size // row, -(-size // PART)):
-        yield partial(_add, window.start, rows, row, known, noted)
+    whole = lcm(*(b.shape[1] for _, b in noted))  # so that no part cuts a row of an aᵀ b in two
+    for some in _parts((stop - start) // whole, max(1, -(-(stop - start) // PART))):
+        yield partial(_add, start, slice(some.start * whole, some.stop * whole), known, noted)
 
 
-def _add(start: int, rows: slice, row: int, known: list, noted: list, gradient) -> None:
-    """Add some rows of one parameter's gradient to where they belong."""
-    part = slice(rows.start * row, rows.stop * row)
+def _add(start: int, part: slice, known: list, noted: list, gradient) -> None:
+    """Add a part of one parameter's gradient to where it belongs."""
     target = gradient[start + part.start : start + part.stop]
     for product in known:
         target += product[part]
     for a, b in noted:
-        target += (a[:, rows].T @ b).reshape(-1)
+        row = b.shape[1]
+        target += (a[:, part.start // row : part.stop // row].T @ b).reshape(-1)
 
 
 def _keep_memory() -> None:

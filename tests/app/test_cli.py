@@ -14,6 +14,7 @@ from scratchgen.app import commands
 from scratchgen.app.cli import main
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.runs import new_run
+from scratchgen.core import twins
 from scratchgen.training.fit import Fit
 
 SMALL = ["--width", "16", "--latent", "3", "--batch-size", "32", "--seed", "5"]
@@ -64,7 +65,8 @@ def test_a_run_folder_holds_everything(run):
     assert config["width"] == 16
     environment = json.loads((run / "environment.json").read_text("utf-8"))
     assert environment["packages"]["numpy"] == np.__version__
-    assert environment["active_twins"] == []
+    assert environment["active_twins"] == twins.active()
+    assert environment["workers"] == 1
 
 
 def test_metrics_are_logged_in_named_units(run):

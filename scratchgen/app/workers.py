@@ -1,0 +1,93 @@
+"""Who evaluates the batches of a run: from the word or number of `--workers` to those who work."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from scratchgen.app.recipes import Recipe
+from scratchgen.core.parallel import Solo, Workers
+from scratchgen.layers.normalisation import BatchNorm
+
+AUTO = "auto"
+SMALL = 300_000  # parameters of a fully connected net, whose step is over before it is handed out
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the command line says about how the work is shared.
+
+    Attributes:
+        workers: their number, or AUTO; None where it is left open.
+        blas_threads: of every matrix product.
+        fast: whether scratchgen/fast may be used.
+    """
+
+    workers: int | str | None = None
+    blas_threads: int = 1
+    fast: bool = True
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Those who share the batches of a run: so many, each with so many threads of BLAS."""
+
+    number: int
+    blas_threads: int
+
+    def __str__(self):
+        if self.number == 1:
+            return f"1 thread, BLAS with {self.blas_threads}"
+        return f"{self.number} threads, BLAS with {self.blas_threads} each"
+
+    def group(self) -> Workers:
+        """Them, ready to work."""
+        if self.number == 1:
+            return Solo()
+        from scratchgen.fast.threads import Threads
+
+        return Threads(self.number)
+
+
+def crew(recipe: Recipe, sharing: Sharing) -> Crew:
+    """Who shares the batches of a run; AUTO, or nothing said, takes every core where that pays.
+
+    Raises:
+        ValueError: several are asked for where a batch must not be shared, or fewer than 1.
+    """
+    asked, most = sharing.workers, recipe.config.batch_size
+    reasons = obstacles(recipe, sharing)
+    if not isinstance(asked, int):
+        small = not recipe.config.spatial and recipe.params.theta.shape[0] < SMALL
+        return Crew(1 if small or any(reasons) else min(cores(), most), sharing.blas_threads)
+    if not 1 <= asked <= most:
+        raise ValueError(
+            f"--workers must lie between 1 and the {most} examples of a batch, got {asked}"
+        )
+    for reason in reasons if asked > 1 else ():
+        raise ValueError(f"{asked} workers cannot share these batches: {reason}")
+    return Crew(asked, sharing.blas_threads)
+
+
+def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
+    """Why a batch must not be shared, each with what to do about it."""
+    if recipe.born.name != "numpy":
+        yield f"--backend {recipe.born.name} computes elsewhere; use --workers 1"
+    if any(recipe.model.named(BatchNorm)):
+        yield "batch norm takes its averages over all of a batch; use --workers 1"
+    if not find_spec("scratchgen.fast"):
+        yield "threads are in scratchgen/fast, which is not there; use --workers 1"
+    if not sharing.fast:
+        yield "threads are among what --no-fast leaves out; leave out that, or use --workers 1"
+    if sharing.blas_threads > 1:
+        yield (
+            f"each one's matrix products would use {sharing.blas_threads} threads of their own, "
+            "which get in the way; use --blas-threads 1, or --workers 1"
+        )
+
+
+def cores() -> int:
+    """How many of the machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
