@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("run", type=Path, metavar="RUN", help="run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    sample.add_argument(
+        "--workers",
+        type=_workers,
+        default=AUTO,
+        metavar="N|auto",
+        help="processes among which a diffusion's samples are shared (default: auto, every core)",
+    )
     _add_sampling(sample)
 
     evaluate = doors.add_parser("evaluate", help="measure a trained run in nats and bits")
@@ -222,6 +229,11 @@ def _train(given: argparse.Namespace) -> None:
     commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet, _sharing(given))
 
 
+def _sample(given: argparse.Namespace) -> Path:
+    options = _sampling_given(given)
+    return sampling.sample(given.run, given.n, given.seed, options, _sharing(given))
+
+
 def _sharing(given: argparse.Namespace) -> Sharing:
     return Sharing(getattr(given, "workers", None), given.blas_threads, not given.no_fast)
 
@@ -263,7 +275,7 @@ def _run(given: argparse.Namespace) -> int:
     elif given.command == "train":
         _train(given)
     elif given.command == "sample":
-        print(sampling.sample(given.run, given.n, given.seed, _sampling_given(given)))
+        print(_sample(given))
     elif given.command == "evaluate":
         _evaluate(given)
     elif given.command == "info" and given.schedule is not None:

@@ -13,11 +13,11 @@ from scratchgen.app.recipes.config import Config
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.app.sampling import sample
 from scratchgen.app.schedule_report import named_schedule, schedule_of
-from scratchgen.app.workers import Crew, Sharing
+from scratchgen.app.workers import ALONE, Crew, Sharing
 from scratchgen.training import checkpoint
 from scratchgen.training.progress import say
 
-ALONE, AS_BEFORE = Sharing(workers=1), Sharing()
+AS_BEFORE = Sharing()
 LONG = 10**8  # decoded numbers from which an evaluation takes minutes rather than seconds
 
 
@@ -153,7 +153,8 @@ def evaluate(
         raise ValueError(f"a standard error takes at least 2 examples, {part} has {len(examples)}")
     if len(examples) * recipe.dims * draws > LONG:
         say(f"{len(examples)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
-    measures = recipe.evaluate(examples, draws)
+    with recipe.params.frozen():
+        measures = recipe.evaluate(examples, draws)
     require_finite(folder, measures)
     try:
         recipe.evaluation_files(folder, part, examples, measures)

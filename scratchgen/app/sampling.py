@@ -10,12 +10,19 @@ import numpy as np
 from scratchgen.app import diffusion_plots, plots, runs
 from scratchgen.app.recipes import Recipe
 from scratchgen.app.recipes.base import Sampled
+from scratchgen.app.workers import ALONE, Sharing, processes
 from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
 from scratchgen.training.progress import say
 
 
-def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Path:
+def sample(
+    folder: Path,
+    n: int,
+    seed: int = 0,
+    given: dict | None = None,
+    sharing: Sharing = ALONE,
+) -> Path:
     """Draw n samples, write samples.npz and figures/samples.png, return the latter.
 
     Args:
@@ -23,6 +30,7 @@ def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Pa
         n: how many.
         seed: random seed.
         given: options of the run's model, by name.
+        sharing: how many processes may draw side by side.
 
     Raises:
         ValueError: a number is outside its range, the model has no such option or cannot generate.
@@ -33,6 +41,7 @@ def sample(folder: Path, n: int, seed: int = 0, given: dict | None = None) -> Pa
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe, given = runs.load_run(folder), given or {}
+    recipe.processes = processes(recipe, sharing)
     options = sampling_options(recipe, given)
     began = time.monotonic()
     drawn = recipe.sample(n, seed, options)

@@ -10,6 +10,7 @@ from scratchgen.core.parallel import Solo, Workers
 from scratchgen.layers.normalisation import BatchNorm
 
 AUTO = "auto"
+NO_FORK = "this system cannot copy a process; use --workers 1"
 SMALL = 300_000  # parameters of a fully connected net, whose step is over before it is handed out
 
 
@@ -26,6 +27,9 @@ class Sharing:
     workers: int | str | None = None
     blas_threads: int = 1
     fast: bool = True
+
+
+ALONE = Sharing(workers=1)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,22 @@ def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
             f"each one's matrix products would use {sharing.blas_threads} threads of their own, "
             "which get in the way; use --blas-threads 1, or --workers 1"
         )
+
+
+def processes(recipe: Recipe, sharing: Sharing) -> int:
+    """How many processes draw samples side by side; AUTO, or nothing said, takes every core.
+
+    Raises:
+        ValueError: several are asked for where that cannot be, or fewer than 1.
+    """
+    reasons = [*obstacles(recipe, sharing), *([] if hasattr(os, "fork") else [NO_FORK])]
+    if not isinstance(sharing.workers, int):
+        return 1 if reasons else cores()
+    if sharing.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {sharing.workers}")
+    for reason in reasons if sharing.workers > 1 else ():
+        raise ValueError(f"{sharing.workers} workers cannot share these samples: {reason}")
+    return sharing.workers
 
 
 def cores() -> int:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-POSSIBLE = hasattr(os, "fork")
-
 
 def shared_array(shape: tuple[int, ...], dtype) -> np.ndarray:
     """Zeros in memory that this process and its later copies all see."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype, count=int(np.prod(shape))).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype, count=int(np.prod(shape))).reshape(
+        shape
+    )
 
 
 def side_by_side(work: Callable[[int], None], count: int, processes: int) -> None:
@@ -44,7 +44,7 @@ def side_by_side(work: Callable[[int], None], count: int, processes: int) -> Non
     finally:
         failed = [child for child in children if os.waitpid(child, 0)[1] != 0]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {processes} processes ended before their work was done")
+        raise RuntimeError(f"{len(failed)} of {processes} processes ended before they were done")
 
 
 def _copy(work: Callable[[int], None], pieces: range) -> int:
@@ -61,5 +61,6 @@ def _copy(work: Callable[[int], None], pieces: range) -> int:
         code = 0
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)  # past everything that the original will do when it ends

@@ -60,6 +60,7 @@ class Recipe(ABC):
     name: str
     config_type: type[Config]
     sampling_type: type[Sampling] = Sampling
+    processes = 1  # that share the pieces of `sample`
     draws: int  # of noise for each example in an evaluation, unless told
     shows = "decoder means"  # what the images of `sample` are
 

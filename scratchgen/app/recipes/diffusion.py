@@ -15,7 +15,7 @@ from scratchgen.app.recipes.config import (
     option,
 )
 from scratchgen.app.recipes.data import PLANAR, density
-from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, step_noise
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, in_pieces, step_noise
 from scratchgen.core.streams import Stream
 from scratchgen.layers.normalisation import AdaptiveGroupNorm, AdditiveGroupNorm
 from scratchgen.maths.bounds import bits_per_dim
@@ -52,6 +52,7 @@ INJECT = {"adaptive": AdaptiveGroupNorm, "additive": AdditiveGroupNorm}
 FEW_LEVELS = 32  # up to which a net can well give every level of a pixel a logit
 ATTEND_UP_TO = 16  # pixels a side
 FRAMES = 12  # of a trajectory, behind the first
+CHAINS = 8  # images drawn together, always so many: a product's last bit may depend on its rows
 SHOWN, CLOUD = 8, 2000  # images, or points, on their way into noise
 CURVE = "-ELBO on training batches, with dropout"
 FILE_COMPRESSORS = ("zlib", "lzma", "uniform")
@@ -232,20 +233,30 @@ class DiffusionRecipe(Recipe):
     def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
         """n samples; the noise of sample i depends on the seed and on i only."""
         stops, denoise = self.stops(options.steps), self.denoiser(options)
-        say(f"drawing {n} samples in {len(stops) - 1} steps")
         kept = _moments(len(stops)) if options.trajectory else [len(stops) - 1]
-        parts: dict[int, list[np.ndarray]] = {at: [] for at in kept}
-        shape = (self.at_once, *self.examples(self.fitted.take(slice(0, 1))).shape[1:])
-        for first in range(0, n, self.at_once):
-            stream = Stream(seed, self.born).at("sample").from_row(first)
+        count = CHAINS if self.config.spatial else self.at_once
+        shape = (count, *self.examples(self.fitted.take(slice(0, 1))).shape[1:])
+
+        def draw(piece: int) -> np.ndarray:  # (moments, chains, ...)
+            stream = Stream(seed, self.born).at("sample").from_row(piece * count)
             noise = step_noise(stream, shape, options.shared_noise)
             x = options.temperature * stream.at("start").normal(shape)
             walk = trajectory(denoise, options.step, x, stops, noise, options.step_temperature)
-            for i, x in enumerate(walk):
-                if i in parts:
-                    shown = self.decode(x) if i == len(stops) - 1 else x
-                    parts[i].append(self.images(shown))
-        path = tuple(np.concatenate(part)[:n] for part in parts.values())
+            with self.params.frozen():
+                return np.stack(
+                    [
+                        self.images(self.decode(x) if i == len(stops) - 1 else x)
+                        for i, x in enumerate(walk)
+                        if i in kept
+                    ]
+                )
+
+        pieces, several = ceil(n / count), (len(kept), count, *self.shape)
+        processes = min(self.processes, pieces)
+        shared = f", shared by {processes} processes" if processes > 1 else ""
+        say(f"drawing {n} samples in {len(stops) - 1} steps{shared}")
+        drawn = in_pieces(draw, pieces, several, self.config.dtype, processes)
+        path = tuple(drawn.swapaxes(0, 1).reshape(len(kept), -1, *self.shape)[:, :n])
         if not options.trajectory:
             return Sampled(path[-1])
         return Sampled(path[-1], path, self._forward([stops[at] for at in reversed(kept)], seed))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from scratchgen.app.recipes.base import Sampling
 from scratchgen.app.recipes.config import option, require_not_negative
 from scratchgen.core.streams import Stream
@@ -54,6 +56,23 @@ class DiffusionSampling(Sampling):
             "sde": lambda: reverse_sde,
         }
         return known[self.sampler]()
+
+
+def in_pieces(draw: Callable[[int], np.ndarray], count: int, shape, dtype, processes: int):
+    """draw(0), ..., draw(count - 1), arrays of one shape, as one array (count, *shape).
+
+    Args:
+        draw: needs nothing that another piece does.
+        count, shape, dtype: of the pieces.
+        processes: that share them; more than 1 takes scratchgen/fast.
+    """
+    if processes == 1:
+        return np.stack([draw(k) for k in range(count)])
+    from scratchgen.fast.processes import shared_array, side_by_side
+
+    found = shared_array((count, *shape), dtype)
+    side_by_side(lambda k: np.copyto(found[k], draw(k)), count, processes)
+    return found
 
 
 def step_noise(stream: Stream, shape: tuple[int, ...], same: bool) -> Callable:
