@@ -110,7 +110,7 @@ class Reverse(Ours):
     def __init__(self, work: Workload, folder: Path, threads: int, share: str):
         super().__init__(work, threads)
         recipe = build(work, folder)
-        self.sampling = recipe.sampling_type()
+        self.params, self.sampling = recipe.params, recipe.sampling_type()
         self.denoise, self.stops = recipe.denoiser(self.sampling), recipe.stops(0)
         self.given, self.rows = folder / GIVEN, rows_of(share, recipe.config.batch_size)
         count = self.rows.stop - self.rows.start
@@ -120,12 +120,13 @@ class Reverse(Ours):
 
     def step(self) -> None:
         """One step of a chain, or the start of the next one."""
-        if next(self.walk, None) is None:
-            x = self.stream.at("start").normal(self.shape)
-            noise = step_noise(self.stream, self.shape, same=False)
-            self.walk = trajectory(self.denoise, self.sampling.step, x, self.stops, noise)
-            next(self.walk)
-            next(self.walk)
+        with self.params.frozen():  # as `Recipe.sample` does
+            if next(self.walk, None) is None:
+                x = self.stream.at("start").normal(self.shape)
+                noise = step_noise(self.stream, self.shape, same=False)
+                self.walk = trajectory(self.denoise, self.sampling.step, x, self.stops, noise)
+                next(self.walk)
+                next(self.walk)
 
     def result(self) -> dict:
         """ε̂ and x in three steps, from a given start with given noise."""
@@ -154,6 +155,7 @@ class Convolution(Ours):
     def step(self) -> None:
         """Forward and backward."""
         self.params.grad[...] = 0.0
+        self.params.changed()  # nothing derived from the kernel may be left from the last step
         self.workers.run(self.params, self.shard, len(self.x))
 
     def shard(self, rows: slice) -> dict:

@@ -151,10 +151,16 @@ def _spread(y):
 
 
 def _framed(x, before: Pair, size: Pair):
-    """x at (before) in zeros of that many rows and columns, cut where it does not fit."""
-    framed = np.zeros((x.shape[0], *size, x.shape[3]), x.dtype)
+    """x at (before) in zeros of that many rows and columns, cut where it does not fit.
+
+    Not by np.zeros, which would fill all of it, and keep Python's lock meanwhile.
+    """
+    n, height, width, c = x.shape
     (p, q), (h, w) = before, size
-    framed[:, p : p + x.shape[1], q : q + x.shape[2]] = x[:, : h - p, : w - q]
+    framed = np.empty((n, h, w, c), x.dtype)
+    framed[:, :p] = framed[:, p + height :] = 0.0
+    framed[:, :, :q] = framed[:, :, q + width :] = 0.0
+    framed[:, p : p + height, q : q + width] = x[:, : h - p, : w - q]
     return framed
 
 
