@@ -60,8 +60,9 @@ def agree(way, function, *inputs, params: FlatParameters | None = None, floor: f
     y, pullback = way(*inputs)
     dy = as_slice(normals(9, *y.shape).astype(kind))
     value, cotangent = np.array(y), np.array(dy)
-    got = [value, *_pulled(pullback, dy, params)]
-    again = [value, *_pulled(pullback, dy, params)]
+    returned = _pulled(pullback, dy, params)
+    got = [value, *_copies(returned)]
+    again = [y, *_pulled(pullback, dy, params)]
     with twins.disabled():
         y_read, pullback_read = function(*inputs)
         want = [y_read, *_pulled(pullback_read, dy, params)]
@@ -74,10 +75,12 @@ def agree(way, function, *inputs, params: FlatParameters | None = None, floor: f
             np.testing.assert_array_equal(a, g)
     for x, was in zip([*inputs, dy], [*before, cotangent], strict=True):
         np.testing.assert_array_equal(x, was)
+    for d, was in zip(returned, got[1:], strict=True):  # no memory is used twice
+        np.testing.assert_array_equal(d, was)
 
 
 def _pulled(pullback, dy, params: FlatParameters | None) -> list:
-    """Copies of the cotangents, and of the gradient where there is one."""
+    """The cotangents, and the gradient where there is one."""
     gradient = None if params is None else np.zeros_like(params.theta)
     if params is None:
         d = pullback(dy)
@@ -85,7 +88,11 @@ def _pulled(pullback, dy, params: FlatParameters | None) -> list:
         with params.gradient_into(gradient):
             d = pullback(dy)
     found = [*d] if isinstance(d, tuple) else [d]
-    return [None if each is None else np.array(each) for each in [*found, gradient]]
+    return [*found, gradient]
+
+
+def _copies(arrays: list) -> list:
+    return [None if each is None else np.array(each) for each in arrays]
 
 
 class Kernel(Module):

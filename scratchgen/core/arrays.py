@@ -5,6 +5,8 @@ library is to choose the `Backend` that makes the parameters, the noise and the 
 computed from them follows.
 """
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -16,6 +18,7 @@ CUPY_HINT = (
     "install the package with: pip install cupy-cuda13x"
 )
 
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of <malloc.h>
 _NAMESPACES: dict[type, Any] = {np.ndarray: np, np.float64: np, np.float32: np}
 
 
@@ -158,6 +161,18 @@ def keep_freed_memory() -> None:
     never touched moves the threshold and costs microseconds. With other allocators it does nothing.
     """
     np.empty(31 << 20, dtype=np.uint8)  # glibc's largest adaptive block is 32 MiB
+
+
+def share_one_heap() -> None:
+    """Let all threads of the process share one heap, and glibc's allocator keep what they free.
+
+    Otherwise each thread has heaps of its own, which go back to the system whenever they are empty,
+    and every step asks for fresh pages. Other systems' allocators have no such setting.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(setting, value)
 
 
 def _usable_cupy():

@@ -100,7 +100,8 @@ class Reading:
         """Add aᵀ b to the parameter's gradient: the only way a gradient is ever added.
 
         Every parameter is the matrix of an affine map, so its gradient is such a product. A bias is
-        the weight of a constant input: there a is a column of ones.
+        the weight of a constant input: there a is a column of ones. Both must stay as they are
+        until the batch's gradient is complete: workers may multiply them later.
 
         Args:
             a: (n, p).
@@ -241,7 +242,7 @@ class FlatParameters:
 
         Args:
             target: a vector like θ; None, for nowhere; or who has a method add_product(window, a,
-                b), and so may see to aᵀ b, which belongs into that window, when it likes.
+                b), and so may see to aᵀ b, which belongs into that window, later.
         """
         if not hasattr(self._chosen, "stack"):
             self._chosen.stack = []

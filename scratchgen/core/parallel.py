@@ -29,7 +29,8 @@ class Workers(Protocol):
 
         Args:
             params: whose gradient the shards' pullbacks add to.
-            shard: rows -> terms, each (n,) nats for those rows; runs its own pullback.
+            shard: rows -> terms, each (n,) nats for those rows; runs its own pullback, and changes
+                nothing that the pullback was given.
             batch_size: the number of rows of the whole batch.
 
         Returns:

@@ -6,7 +6,7 @@ one factor and one summand per channel, and results go where an operand of no fu
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from scratchgen.layers.attention import softmax
 from scratchgen.layers.normalisation import TINY, group_norm, place_sum
 from scratchgen.training.optim import adam
 
-OUTWEIGHED = 16.0  # mean² over variance, beyond which E[x²] - E[x]² loses too many digits
+OUTWEIGHED = 4.0  # mean² over variance, beyond which E[x²] - E[x]² loses too many digits
 PART = 2**17  # entries of a vector, of which four parts fit into a processor's own cache
 RANGE = 60.0  # of scores that one common factor keeps from overflow and from vanishing
 
@@ -34,39 +34,48 @@ def fused_group_norm(x, groups: int, gain, bias, activation: Callable = identity
     h = np.square(seen)
     m = place_sum(x) @ mean
     variance = place_sum(h) @ mean - m * m
-    if np.any(m * m > OUTWEIGHED * variance):
+    if not np.all((m * m <= OUTWEIGHED * variance) & (variance < np.inf)):  # nor nan
         return group_norm.readable(x, groups, gain, bias, activation)
     r = 1.0 / np.sqrt(variance + TINY)
     a = half * gain * r
     np.multiply(seen, a[:, None, :], out=h)
     h += (half * bias - a * m)[:, None, :]
-    if activation is silu:
-        s = np.tanh(h)
-        s += 1.0
-        h *= s
+    activation_pullback = _silu_of_twice(h) if activation is silu else np.array  # a copy
 
-    def pullback(dy):
-        d = dy.reshape(seen.shape)
-        if activation is silu:  # dy times ∂y/∂(a x + b) = s + y (2 - s)
-            slope = 2.0 - s
-            slope *= h
-            slope += s
-            d = np.multiply(slope, d, out=slope)
+    def pullback(dy):  # with x̂ = r (x - m), and d the cotangent of a x + b
+        d = activation_pullback(dy.reshape(seen.shape))
         dx = d * seen
         d_bias = place_sum(d)
-        d_gain = r * (place_sum(dx) - m * d_bias)
-        # dx = a (d - mean of d gain - x̂ mean of x̂ d gain) = a d + bend x + shift
+        d_gain = r * (place_sum(dx) - m * d_bias)  # Σ d x̂
+        # r (d gain - mean(d gain) - x̂ mean(d gain x̂)), as a d + bend x + shift
         bend = -r * r * ((half * gain * d_gain) @ mean)
         shift = -r * ((half * gain * d_bias) @ mean) - bend * m
         np.multiply(seen, bend[:, None, :], out=dx)
         dx += shift[:, None, :]
-        dx += np.multiply(d, a[:, None, :], out=d if activation is silu else None)
+        d *= a[:, None, :]
+        dx += d
         return dx.reshape(x.shape), half * d_gain, half * d_bias
 
     return h.reshape(x.shape), pullback
 
 
-@cache
+def _silu_of_twice(h) -> Callable:
+    """y = SiLU(2h) = h (1 + tanh h) takes the place of h; returns dy -> dh, of fresh memory."""
+    s = np.tanh(h)
+    s += 1.0
+    h *= s
+
+    def pullback(dy):  # dy/dh = s + y (2 - s)
+        dh = 2.0 - s
+        dh *= h
+        dh += s
+        dh *= dy
+        return dh
+
+    return pullback
+
+
+@lru_cache(maxsize=32)
 def _group_means(channels: int, groups: int, places: int, dtype):
     """(C, C): takes sums over so many places to the mean of each channel's group."""
     each = channels // groups
@@ -102,20 +111,18 @@ def softmax_by_product(x):
     return p, pullback
 
 
-def silu_in_place(activation, x):
-    """The twin of `layers.activations.activate` for SiLU: y = h + h tanh h with h = x/2."""
-    y = 0.5 * x
-    s = np.tanh(y)
-    s += 1.0
-    y *= s
+def silu_by_tanh(activation, x):
+    """The twin of `layers.activations.activate` for SiLU: y = h (1 + tanh h) with h = x/2.
 
-    def pullback(dy):  # dy/dx = ½ [s + y (2 - s)]
-        slope = 2.0 - s
-        slope *= y
-        slope += s
-        slope *= 0.5
-        slope *= dy
-        return slope
+    The lower tail, where 1 + tanh h cancels, is off by one rounding of |x|.
+    """
+    y = 0.5 * x
+    half_pullback = _silu_of_twice(y)
+
+    def pullback(dy):
+        dx = half_pullback(dy)
+        dx *= 0.5
+        return dx
 
     return y, pullback
 
@@ -150,7 +157,7 @@ def _norms(x, groups, gain, bias, activation=identity) -> bool:
     return _plain(x) and same and activation in (identity, silu)
 
 
-register(activate, silu_in_place, applies=lambda activation, x: activation is silu and _plain(x))
+register(activate, silu_by_tanh, applies=lambda activation, x: activation is silu and _plain(x))
 register(adam, adam_in_place, applies=lambda theta, *_, **__: type(theta) is np.ndarray)
 register(group_norm, fused_group_norm, applies=_norms)
 register(place_sum, place_sum_by_product, applies=_plain)

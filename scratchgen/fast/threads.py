@@ -5,10 +5,8 @@ run side by side. Every matrix product must then use one thread of its own: whoe
 limits BLAS to one (the command line does), or the two kinds of threads get in each other's way.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from math import lcm
@@ -16,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen.core.arrays import share_one_heap
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.parallel import Shard, Terms
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of <malloc.h>
 PART = 2**17  # entries of a gradient that one task adds to
 LEAST = 2**16  # numbers for a thread, below which handing them over takes longer than the work
 
@@ -28,7 +26,8 @@ class Threads:
     """A group of workers that are threads of this process.
 
     Each has a ledger of what its shard adds to the gradient, and they settle them together.
-    Examples must not mix: batch norm in training needs `Solo`.
+    Examples must not mix: batch norm in training needs `Solo`. Where the C library is glibc, making
+    a group lets the process keep the memory it frees (`core.arrays.share_one_heap`).
 
     Args:
         count: of threads, at least 1.
@@ -43,7 +42,7 @@ class Threads:
         if count < 1:
             raise ValueError(f"the number of threads must be at least 1, got {count}")
         self.count = count
-        _keep_memory()
+        share_one_heap()
         self._others = ThreadPoolExecutor(max(1, count - 1), "scratchgen")
 
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
@@ -68,13 +67,10 @@ class Threads:
             for place in places
             for task in _tasks(*place, [entries[place] for entries in ledgers if place in entries])
         ]
+        left = iter(tasks)  # of which each thread takes the next
 
         def work(k: int) -> None:
-            while tasks:
-                try:
-                    task = tasks.pop()
-                except IndexError:  # another thread took the last
-                    return
+            for task in left:
                 task(gradient)
 
         self._together(work, self.count)
@@ -93,11 +89,8 @@ class Threads:
         try:
             first = work(0)
         finally:
-            rest = [other.exception() or other.result() for other in others]  # waits for them all
-        for result in rest:
-            if isinstance(result, BaseException):
-                raise result
-        return [first, *rest]
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
 
 class Ledger:
@@ -105,7 +98,8 @@ class Ledger:
 
     A product aᵀ b of a few rows is larger than a and b together, as it is for the weights of a
     fully connected net. Then it is not computed at once but noted down, and goes into the gradient
-    directly in the end: so no shard needs a vector as long as θ, to be filled and added up.
+    directly in the end: so no shard needs a vector as long as θ, to be filled and added up. Until
+    then a and b must stay as they are.
     """
 
     def __init__(self):
@@ -150,18 +144,6 @@ def _add(start: int, part: slice, known: list, noted: list, gradient) -> None:
     for a, b in noted:
         row = b.shape[1]
         target += (a[:, part.start // row : part.stop // row].T @ b).reshape(-1)
-
-
-def _keep_memory() -> None:
-    """Let glibc's allocator keep what is freed, in one heap that all threads share.
-
-    Otherwise each thread has heaps of its own, which go back to the system whenever they are empty,
-    and every step asks for fresh pages. Other systems' allocators have no such setting.
-    """
-    with suppress(AttributeError, TypeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for setting, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(setting, value)
 
 
 def _parts(size: int, count: int) -> list[slice]:

@@ -141,7 +141,8 @@ def convolution(x, weight: Reading, stride: Pair, padding: Pair, reads_data: boo
     """
 
     def pullback(dy):
-        add_kernel_gradient(weight, x, dy, stride, padding)
+        if weight.trained:
+            add_kernel_gradient(weight, x, dy, stride, padding)
         if reads_data:
             return None
         return correlate_adjoint(dy, weight, stride, padding, x.shape[1:3])
@@ -164,7 +165,8 @@ def transposed_convolution(x, weight: Reading, stride: Pair, padding: Pair, size
     """
 
     def pullback(dy):
-        add_kernel_gradient(weight, dy, x, stride, padding)
+        if weight.trained:
+            add_kernel_gradient(weight, dy, x, stride, padding)
         return correlate(dy, weight, stride, padding)
 
     return correlate_adjoint(x, weight, stride, padding, size), pullback

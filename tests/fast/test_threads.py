@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from catalogue import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
@@ -13,7 +14,7 @@ from scratchgen.core.module import Module, Parameter, StalePullback
 from scratchgen.core.parallel import Solo
 from scratchgen.core.streams import Stream
 from scratchgen.fast import threads
-from scratchgen.fast.threads import Threads
+from scratchgen.fast.threads import Ledger, Threads
 from scratchgen.layers.activations import silu, tanh
 from scratchgen.layers.affine import Embedding, Linear
 from scratchgen.layers.combinators import Sequential
@@ -387,3 +388,24 @@ def test_training_can_go_on_where_a_shard_failed(bad_row):
     for each in (fit, healthy):
         each.until(9, quiet=True)
     np.testing.assert_array_equal(fit.params.theta, healthy.params.theta)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_no_layer_changes_what_it_gave_to_be_multiplied_later(case, monkeypatch):
+    """Nor does whoever comes before it in the pullback, such as a twin that works in place."""
+    layer, owner = case.build(), Module()
+    owner.layer = layer
+    params, inputs = bound(owner), case.inputs(1)
+    seen, note = [], Ledger.add_product
+
+    def remember(ledger, window, a, b):
+        seen.append((a, b, np.array(a), np.array(b)))
+        note(ledger, window, a, b)
+
+    monkeypatch.setattr(Ledger, "add_product", remember)
+    with params.gradient_into(Ledger()):
+        y, pullback = case.call(layer, NUMPY)(*inputs)
+        pullback(normals(3, *y.shape))
+    for a, b, first_a, first_b in seen:
+        np.testing.assert_array_equal(a, first_a)
+        np.testing.assert_array_equal(b, first_b)

@@ -64,7 +64,7 @@ class TestMatrices:
         monkeypatch.setattr(winograd, "POINTS", USUAL)
         usual = self._error()
         assert ours < 4e-6
-        assert 2.0 * ours < usual
+        assert 3.0 * ours < usual
 
     def _error(self) -> float:
         b, g, a = (np.kron(m, m).astype(np.float32) for m in winograd.toom_cook())
@@ -119,17 +119,21 @@ class TestConvolution:
 
     @pytest.mark.parametrize("frozen_before", [False, True])
     @pytest.mark.parametrize("frozen_behind", [False, True])
-    def test_frozen_parameters_cost_no_tiles_and_no_gradient(self, frozen_before, frozen_behind):
-        """Whether tiles were kept or not, the pullback does what the moment asks for."""
+    def test_frozen_parameters_keep_no_tiles(self, frozen_before, frozen_behind, monkeypatch):
+        """Where they were not kept and are needed after all, they are transformed again."""
         params, weight = kernel(0, "float64", 3, 3, 32, 32)
         x = images(0, "float64", 2, 8, 8, 32)
         y, pullback = convolution(x, weight.read(), (1, 1), (1, 1))
         dx, grad = pullback(y), params.grad.copy()
         params.grad[...] = 0.0
+        transformed = []
+        transform = winograd._tiles
+        monkeypatch.setattr(winograd, "_tiles", lambda *a: transformed.append(a) or transform(*a))
         with params.frozen() if frozen_before else nullcontext():
             y, pullback = convolution(x, weight.read(), (1, 1), (1, 1))
         with params.frozen() if frozen_behind else nullcontext():
             np.testing.assert_array_equal(pullback(y), dx)
+        assert len(transformed) == (2 if frozen_before and not frozen_behind else 1)
         np.testing.assert_array_equal(params.grad, 0.0 * grad if frozen_behind else grad)
 
     def test_a_new_theta_is_seen_and_an_old_pullback_refuses_it(self):
