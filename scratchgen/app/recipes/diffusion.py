@@ -10,10 +10,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe, Sampled
-from scratchgen.app.recipes.config import (
-    Config,
-    option,
-)
+from scratchgen.app.recipes.config import Config, option
 from scratchgen.app.recipes.data import PLANAR, density
 from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, in_pieces, step_noise
 from scratchgen.core.streams import Stream
@@ -30,11 +27,7 @@ from scratchgen.maths.parameterisations import (
     Velocity,
 )
 from scratchgen.metrics.baselines import baselines
-from scratchgen.models.samplers import (
-    Denoiser,
-    Stop,
-    trajectory,
-)
+from scratchgen.models.samplers import Denoiser, Stop, trajectory
 from scratchgen.nets.mlp import TimedMlp
 from scratchgen.nets.time import Sinusoidal
 from scratchgen.nets.unet import UNet
