@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from scratchgen.app.recipes import Recipe
+from scratchgen.core.optional import is_there
 from scratchgen.core.parallel import Solo, Workers
 from scratchgen.layers.normalisation import BatchNorm
 
@@ -79,7 +79,7 @@ def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
         yield f"--backend {recipe.born.name} computes elsewhere; use --workers 1"
     if any(recipe.model.named(BatchNorm)):
         yield "batch norm takes its averages over all of a batch; use --workers 1"
-    if not find_spec("scratchgen.fast"):
+    if not is_there("scratchgen.fast"):
         yield "threads are in scratchgen/fast, which is not there; use --workers 1"
     if not sharing.fast:
         yield "threads are among what --no-fast leaves out; leave out that, or use --workers 1"

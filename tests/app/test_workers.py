@@ -27,7 +27,7 @@ from scratchgen.training.fit import NotFinite
 def four_cores(monkeypatch):
     """Four of them, and threads to run on them."""
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    monkeypatch.setattr(workers, "find_spec", lambda name: name)
+    monkeypatch.setattr(workers, "is_there", lambda name: True)
 
 
 def recipe(size=10**6, spatial=True, batch_size=8, backend="numpy", layers=()):
