@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchgen.app.cli import main
+from scratchgen.app.recipes import DdpmRecipe
 from scratchgen.fast.processes import shared_array, side_by_side
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot copy a process")
@@ -105,6 +107,8 @@ def test_pythons_warning_of_threads_is_passed_over(monkeypatch):
 
 ENDED = """
 import os, signal
+from scratchgen.app.cli import main
+from scratchgen.app.recipes import DdpmRecipe
 from scratchgen.fast.processes import side_by_side
 
 def work(k):
@@ -124,3 +128,48 @@ def test_copies_do_not_outlive_a_process_that_is_killed():
     """Standard output ends when nobody is left who could write there."""
     done = subprocess.run([sys.executable, "-c", ENDED], stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a small diffusion."""
+    folder = tmp_path_factory.mktemp("runs") / "ddpm"
+    small = ["--width", "8", "--batch-size", "4", "--steps", "4", "--timesteps", "9"]
+    options = ["--dtype", "float64", "--quiet", "--out", str(folder)]
+    assert main(["train", "ddpm", *small, *options]) == 0
+    return folder
+
+
+def test_samples_are_the_same_whoever_draws_them(run, capsys):
+    """Pieces of 8 images, in one process or in several; and up to rounding without the twins."""
+
+    def drawn(workers: str, *flags: str) -> dict:
+        capsys.readouterr()
+        options = ["-n", "17", "--steps", "3", "--trajectory", "--workers", workers]
+        assert main([*flags, "sample", str(run), *options]) == 0
+        with np.load(run / "samples.npz") as file:
+            return {name: file[name] for name in ("x", "path")}
+
+    alone = drawn("1")
+    assert "shared by" not in capsys.readouterr().err
+    for workers in ("2", "7", "auto"):
+        shared = drawn(workers)
+        for name, array in alone.items():
+            np.testing.assert_array_equal(shared[name], array)
+    readable = drawn("1", "--no-fast")
+    for name, array in alone.items():
+        np.testing.assert_allclose(readable[name], array, atol=1e-8)
+    drawn("7")
+    assert "shared by 3 processes" in capsys.readouterr().err
+
+
+def test_a_failed_process_is_one_sentence_and_exit_code_2(run, capfd, monkeypatch):
+    here = os.getpid()
+
+    def decode(recipe, x):
+        return x if os.getpid() == here else os._exit(9)
+
+    monkeypatch.setattr(DdpmRecipe, "decode", decode)
+    assert main(["sample", str(run), "-n", "9", "--workers", "2"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("scratchgen: 1 of 2 processes ended before they were done")
