@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         type=_workers,
         default=AUTO,
         metavar="N|auto",
-        help="processes among which a diffusion's samples are shared (default: auto, every core)",
+        help="processes among which a diffusion's samples are shared (default: auto, every "
+        "core on Linux and 1 elsewhere)",
     )
     _add_sampling(sample)
 

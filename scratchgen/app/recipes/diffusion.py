@@ -133,6 +133,7 @@ class DiffusionRecipe(Recipe):
 
     config: DiffusionConfig
     sampling_type = DiffusionSampling
+    shares_samples = True
     shows = "means of the last step"
 
     @abstractmethod
@@ -223,7 +224,7 @@ class DiffusionRecipe(Recipe):
         n = ceil(log2(self.fitted.levels / 2.0))
         return n - 1, n
 
-    def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
+    def sample(self, n: int, seed: int, options: DiffusionSampling, processes: int = 1) -> Sampled:
         """n samples; the noise of sample i depends on the seed and on i only."""
         stops, denoise = self.stops(options.steps), self.denoiser(options)
         kept = _moments(len(stops)) if options.trajectory else [len(stops) - 1]
@@ -245,7 +246,7 @@ class DiffusionRecipe(Recipe):
                 )
 
         pieces, several = ceil(n / count), (len(kept), count, *self.shape)
-        processes = min(self.processes, pieces)
+        processes = min(processes, pieces)
         shared = f", shared by {processes} processes" if processes > 1 else ""
         say(f"drawing {n} samples in {len(stops) - 1} steps{shared}")
         drawn = in_pieces(draw, pieces, several, self.config.dtype, processes)
