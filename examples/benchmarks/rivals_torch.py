@@ -69,6 +69,9 @@ class Training(Torch):
             eps=facts["tiny"],
             fused=True,
         )
+        for leaf in self.theta.values():  # which its first step would make, and count
+            averages = {name: torch.zeros_like(leaf) for name in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[leaf] = {"step": torch.zeros(()), **averages}
         self.options |= {"optimiser": "Adam, fused", "generator": "torch's own"}
 
     def step(self) -> None:
