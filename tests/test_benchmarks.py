@@ -352,6 +352,20 @@ def test_pytorch_computes_the_same(small, kind, model, layout):
         assert {int(state["step"]) for state in rival.adam.state.values()} == {4}
 
 
+def test_pytorch_computes_the_same_with_frozen_parameters(small):
+    """As its compiler sees them, which is not run here: attributes of a module."""
+    torch = pytest.importorskip("torch", reason="PyTorch comes with the [bench] extra only")
+    ours, given = small("reverse", "ddpm")
+    rivals = import_module("rivals_torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: function)
+        patch.setattr(rivals.inductor.config, "freezing", False)
+        rival = rivals.Reverse(given, "0/1", "channels_last", "freeze")
+        assert rivals.inductor.config.freezing
+    assert len(list(rival.net.parameters())) == len(given.theta)
+    import_module("harness").require_agreement({"ours": ours.result(), "torch": rival.result()})
+
+
 @kinds
 def test_jax_computes_the_same(small, kind, model, monkeypatch):
     monkeypatch.setattr(np.random, "rand", np.random.RandomState(0).rand)  # jax asks when imported

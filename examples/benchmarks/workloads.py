@@ -93,6 +93,9 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
         enter(called, TORCH, "rivals_torch.py", layout, "eager", processes=either)
     layout = "channels_last" if images else "contiguous"
     enter("torch.compile", TORCH, "rivals_torch.py", layout, "compile", processes=either)
+    if work.kind == "reverse":
+        frozen = "torch.compile, frozen"
+        enter(frozen, TORCH, "rivals_torch.py", layout, "freeze", processes=either)
     enter(JAX, JAX, "rivals_jax.py", processes=either, JAX_PLATFORMS="cpu")
     return found
 
