@@ -76,6 +76,8 @@ class Training(Ours):
         super().__init__(replace(chosen, number=min(threads, chosen.number)))
         self.fit, self.params = self.recipe.fit, self.recipe.params
         self.fit.workers = self.workers
+        for average in (self.fit.optimiser.m, self.fit.optimiser.v):
+            average.fill(0.0)  # NumPy's zeros take no memory until they are written
         self.step = self.fit.advance
 
     def result(self) -> dict:
