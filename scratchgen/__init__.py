@@ -6,9 +6,9 @@ twins answer for some of their functions; it is taken up here if it is there, an
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
+from scratchgen.core.optional import is_there
 from scratchgen.core.version import __version__ as __version__
 
-if find_spec("scratchgen.fast"):
+if is_there("scratchgen.fast"):
     import_module("scratchgen.fast")

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from decimal import getcontext
-from importlib.util import find_spec
 
 import matrix
 import numpy as np
@@ -12,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.statistics import collector
 
+from scratchgen.core.optional import is_there
 from scratchgen.testing import monte_carlo
 from scratchgen.testing.equations import catalogue
 
 from support import NAMES
 
 # the twins' own tests go with them; all others must pass without
-collect_ignore = [] if find_spec("scratchgen.fast") else ["fast"]
+collect_ignore = [] if is_there("scratchgen.fast") else ["fast"]
 DISCARD_LIMIT = 0.05
 ALARM_BUDGET = 1e-4
 

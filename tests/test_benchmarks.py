@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratchgen.app.workers import Crew
+
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 TOY = """
 import os, sys, time
@@ -36,8 +38,9 @@ class Toy:
         self.held = np.ones(2_000_000)  # 16 MB
 
     def result(self):
-        names = ("OMP_NUM_THREADS", "NPROC", "TOLD")
-        return {{"value": np.array([value, 2.0]), "told": [float(os.environ[n]) for n in names]}}
+        names = ("OMP_NUM_THREADS", "NPROC", "TOLD", "OPENBLAS_CORETYPE")
+        told = [float(os.environ.get(n, 0)) for n in names]
+        return {{"value": np.array([value, 2.0]), "told": told}}
 
 serve(Toy())
 """
@@ -75,8 +78,8 @@ def test_contenders_agree_and_take_turns(toys, tmp_path):
     """Each turn is one untimed step or more and as many timed ones as fit; the clocks are exact."""
     compared = import_module("harness").compare("toy", toys(1.00001), rounds=3, turn=3.0)
     # three turns to warm up and to learn the cost, each of one untimed step and a timed one
-    first, turns = "aaaaaabbbbbbcccccc", 7 * "a" + 4 * "b" + (12 + 1 + 1) * "c"
-    assert (tmp_path / "log").read_text() == first + 3 * turns
+    first, a, b, c = "aaaaaabbbbbbcccccc", 7 * "a", 4 * "b", (12 + 1 + 1) * "c"
+    assert (tmp_path / "log").read_text() == first + (a + b + c) + (b + c + a) + (c + a + b)
     (agreed,) = compared["agreement"]
     assert agreed["workload"] == "toy"
     assert agreed["largest_difference"] == pytest.approx(0.5e-5)
@@ -112,11 +115,11 @@ def test_several_processes_work_at_once_and_the_slowest_counts(toys):
 
 
 def test_threads_and_environment_are_given_to_every_process(toys, monkeypatch):
-    """Whatever stands in the environment; pools report what they made of it."""
-    for name in ("OMP_NUM_THREADS", "TOLD"):
+    """Whatever stands in the environment, which chooses no kernels; pools report what they do."""
+    for name in ("OMP_NUM_THREADS", "TOLD", "OPENBLAS_CORETYPE"):
         monkeypatch.setenv(name, "2")
     with import_module("harness").Worker(toys()["ours"]) as worker:
-        assert worker.result()["told"].tolist() == [1.0, 1.0, 3.0]
+        assert worker.result()["told"].tolist() == [1.0, 1.0, 3.0, 0.0]
         assert all(pool.endswith(" 1") for pool in worker.options()["pools"])
 
 
@@ -315,6 +318,16 @@ def test_ours_goes_on_where_the_agreement_ends(small, kind, model):
             np.testing.assert_array_equal(array, result[name])
 
 
+def test_ours_trains_with_the_workers_of_train(small, monkeypatch, tmp_path):
+    """A small net with one, however many threads there are; a large one with no more than these."""
+    ours, _ = small("training", "vae")
+    kind, work = type(ours), import_module("workloads").WORKLOADS["small"]
+    options = kind(work, tmp_path, 2, "0/1").options
+    assert (options["workers"], options["blas_threads"]) == (1, 1)
+    monkeypatch.setattr(import_module("ours"), "crew", lambda recipe, sharing: Crew(3, 1))
+    assert kind(work, tmp_path, 1, "0/1").options["workers"] == 1
+
+
 def test_chains_in_two_processes_are_those_of_one(small):
     ours, _ = small("reverse", "ddpm")
     whole = ours.result()
@@ -334,8 +347,23 @@ def test_pytorch_computes_the_same(small, kind, model, layout):
     rival = import_module("rivals_torch").KINDS[kind, model](given, "0/1", layout, "eager")
     import_module("harness").require_agreement({"ours": ours.result(), "torch": rival.result()})
     rival.step()
-    if kind == "training":  # and forgets the gradient again
+    if kind == "training":  # and forgets the gradient again, but not Adam's steps
         assert all(leaf.grad is None for leaf in rival.theta.values())
+        assert {int(state["step"]) for state in rival.adam.state.values()} == {4}
+
+
+def test_pytorch_computes_the_same_with_frozen_parameters(small):
+    """As its compiler sees them, which is not run here: attributes of a module."""
+    torch = pytest.importorskip("torch", reason="PyTorch comes with the [bench] extra only")
+    ours, given = small("reverse", "ddpm")
+    rivals = import_module("rivals_torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: function)
+        patch.setattr(rivals.inductor.config, "freezing", False)
+        rival = rivals.Reverse(given, "0/1", "channels_last", "freeze")
+        assert rivals.inductor.config.freezing
+    assert len(list(rival.net.parameters())) == len(given.theta)
+    import_module("harness").require_agreement({"ours": ours.result(), "torch": rival.result()})
 
 
 @kinds

@@ -16,6 +16,7 @@ import numpy as np
 TRIAL_SECONDS = 0.1
 TOLERANCE = 1e-4
 OURS = "scratchgen"
+KERNELS = "OPENBLAS_CORETYPE"  # a contender's own choice, not that of who starts the benchmark
 
 
 class Disagreement(Exception):
@@ -54,8 +55,9 @@ class Process(subprocess.Popen):
         # NPROC is what XLA asks for the size of its pool
         pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
         pipe, chosen = subprocess.PIPE, {**dict.fromkeys(pools, str(threads)), **environment}
+        own = {name: value for name, value in os.environ.items() if name != KERNELS}
         super().__init__(
-            [sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=os.environ | chosen
+            [sys.executable, *command], stdin=pipe, stdout=pipe, text=True, env=own | chosen
         )
 
     def __exit__(self, *exception) -> None:
@@ -160,7 +162,10 @@ def take_turns(workers: dict[str, Worker], rounds: int, turn: float) -> dict[str
         worker.seconds(1)  # what is compiled, allocated or cached the first time
         trial = math.ceil(TRIAL_SECONDS / worker.seconds(1))
         steps[name] = max(1, math.ceil(turn / worker.seconds(trial)))
-    taken = [{name: w.seconds(steps[name]) for name, w in workers.items()} for _ in range(rounds)]
+    order, taken = list(workers), []
+    for _ in range(rounds):  # each begins with another, so that nobody always follows the same
+        taken.append({name: workers[name].seconds(steps[name]) for name in order})
+        order = order[1:] + order[:1]
     return {name: [times[name] for times in taken] for name in workers}
 
 

@@ -7,18 +7,21 @@ SHARE is i/n: of the chains of a sampler, this process has part i of n.
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from harness import KERNELS
 from threadpoolctl import threadpool_limits
 from worker import serve
 from workloads import GIVEN, WORKLOADS, Workload, rows_of
 
 from scratchgen.app.recipes import RECIPES
 from scratchgen.app.recipes.diffusion_sampling import step_noise
+from scratchgen.app.workers import Crew, Sharing, crew
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
-from scratchgen.core.parallel import Solo
+from scratchgen.core.optional import is_there
 from scratchgen.core.streams import Stream
 from scratchgen.core.twins import active
 from scratchgen.layers.conv import Conv2d
@@ -48,41 +51,33 @@ def build(work: Workload, folder: Path):
     return recipe
 
 
-def sharing(threads: int):
-    """Workers that share a batch among so many threads, where the library has them."""
-    try:
-        from scratchgen.fast.threads import Threads
-    except ImportError:
-        return Solo()
-    return Threads(threads) if threads > 1 else Solo()
-
-
 class Ours:
     """What our contenders have in common: who evaluates the rows, and what BLAS may use."""
 
-    def __init__(self, work: Workload, threads: int):
-        self.workers = sharing(threads) if work.shards else Solo()
-        blas = threads if isinstance(self.workers, Solo) else 1
-        threadpool_limits(blas, user_api="blas")
-        workers = type(self.workers).__name__
+    def __init__(self, crew: Crew):
+        self.workers = crew.group()
+        threadpool_limits(crew.blas_threads, user_api="blas")
         self.options = {
             "dtype": "float32",
-            "workers": workers if workers == "Solo" else f"{workers}({threads})",
-            "blas_threads": blas,
-            "blas_kernels": os.environ.get("OPENBLAS_CORETYPE", "its own choice"),
+            "workers": crew.number,
+            "blas_threads": crew.blas_threads,
+            "blas_kernels": os.environ.get(KERNELS, "its own choice"),
             "twins": active(),
             "numpy": np.__version__,
         }
 
 
 class Training(Ours):
-    """The step of `scratchgen train`: batch, noise, forward, loss, pullback, Adam."""
+    """The step of `scratchgen train`, with the workers that it would take."""
 
     def __init__(self, work: Workload, folder: Path, threads: int, share: str):
-        super().__init__(work, threads)
         self.recipe = build(work, folder)
+        chosen = crew(self.recipe, Sharing())
+        super().__init__(replace(chosen, number=min(threads, chosen.number)))
         self.fit, self.params = self.recipe.fit, self.recipe.params
         self.fit.workers = self.workers
+        for average in (self.fit.optimiser.m, self.fit.optimiser.v):
+            average.fill(0.0)  # NumPy's zeros take no memory until they are written
         self.step = self.fit.advance
 
     def result(self) -> dict:
@@ -108,7 +103,7 @@ class Reverse(Ours):
     """A step of sampling: the net at x_t, then x_{t-1} with fresh noise."""
 
     def __init__(self, work: Workload, folder: Path, threads: int, share: str):
-        super().__init__(work, threads)
+        super().__init__(Crew(1, threads))
         recipe = build(work, folder)
         self.params, self.sampling = recipe.params, recipe.sampling_type()
         self.denoise, self.stops = recipe.denoiser(self.sampling), recipe.stops(0)
@@ -148,7 +143,7 @@ class Convolution(Ours):
     """y = conv(x), and dx and dw from dy: 3×3, as many channels after as before, no bias."""
 
     def __init__(self, work: Workload, folder: Path, threads: int, share: str):
-        super().__init__(work, threads)
+        super().__init__(Crew(threads, 1) if is_there("scratchgen.fast") else Crew(1, threads))
         self.layer, self.params, self.x, self.dy = convolution(work)
         self.parts: dict[int, tuple] = {}
 

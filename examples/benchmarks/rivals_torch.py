@@ -2,21 +2,28 @@
 
     python rivals_torch.py WORKLOAD FOLDER THREADS SHARE LAYOUT MODE
 
-LAYOUT says how images and kernels lie in memory: channels_last or contiguous. MODE is eager, or
-compile, which compiles the loss (or the step of sampling) by torch.compile.
+LAYOUT says how images and kernels lie in memory: channels_last or contiguous. MODE is a key of
+MODES; freeze is for sampling only.
 """
 
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ops_torch import Ops
 from rivals import Given, Mlp, UNet
+from torch import _inductor as inductor
 from worker import serve
 from workloads import WORKLOADS, rows_of
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+MODES = {
+    "eager": "eager",
+    "compile": "torch.compile, mode default, of the loss or of the step of sampling",
+    "freeze": "torch.compile, mode default, with freezing, of the step of sampling",
+}
 
 
 class Torch:
@@ -24,12 +31,12 @@ class Torch:
 
     def __init__(self, given: Given, layout: str, mode: str):
         self.given, self.format = given, LAYOUTS[layout]
-        self.compiled = torch.compile if mode == "compile" else lambda function: function
+        self.compiled = (lambda function: function) if mode == "eager" else torch.compile
         self.options = {
             "dtype": "float32",
             "threads": torch.get_num_threads(),
             "memory_format": layout,
-            "mode": mode if mode == "eager" else "torch.compile, mode default, of the loss",
+            "mode": MODES[mode],
             "torch": torch.__version__,
         }
 
@@ -69,6 +76,9 @@ class Training(Torch):
             eps=facts["tiny"],
             fused=True,
         )
+        for leaf in self.theta.values():  # which its first step would make, and count
+            averages = {name: torch.zeros_like(leaf) for name in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[leaf] = {"step": torch.zeros(()), **averages}
         self.options |= {"optimiser": "Adam, fused", "generator": "torch's own"}
 
     def step(self) -> None:
@@ -151,13 +161,29 @@ class DdpmTraining(Training):
         return F.mse_loss(guess, eps, reduction="sum") / len(x)
 
 
+class Frozen(torch.nn.Module):
+    """A net with its parameters inside, where the compiler may take them for constants."""
+
+    def __init__(self, net, theta: dict):
+        super().__init__()
+        inductor.config.freezing = True
+        self.net, self.places = net, {name: name.replace(".", "/") for name in theta}
+        for name, place in self.places.items():
+            self.register_parameter(place, torch.nn.Parameter(theta[name], requires_grad=False))
+
+    def forward(self, x, t):
+        """Images and times -> images."""
+        return self.net({name: getattr(self, place) for name, place in self.places.items()}, x, t)
+
+
 class Reverse(Torch):
     """A step of ancestral sampling, in inference mode."""
 
     def __init__(self, given: Given, share: str, layout: str, mode: str):
         super().__init__(given, layout, mode)
         self.theta, start = self.leaves(False), given.arrays["start"]
-        self.net = UNet(Ops, self.theta, given.facts["groups"])
+        net = UNet(Ops, self.theta, given.facts["groups"])
+        self.net = Frozen(net, self.theta) if mode == "freeze" else partial(net, self.theta)
         table = given.reverse_step()
         self.table = torch.tensor(np.stack(list(table.values()), axis=1))
         self.rows, self.last = rows_of(share, len(start)), len(self.table) - 1
@@ -179,7 +205,7 @@ class Reverse(Torch):
 
     def reverse(self, x, t, c, z):
         """x_t, its times (N,), the coefficients and noise -> x_{t-1} and ε̂."""
-        epsilon = self.net(self.theta, x, t)
+        epsilon = self.net(x, t)
         clean, kept, fresh, signal, noise = c
         return clean * ((x - noise * epsilon) / signal) + kept * x + fresh * z, epsilon
 

@@ -5,12 +5,12 @@ from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import OURS, Contender
+from harness import KERNELS, OURS, Contender
 
 HERE = Path(__file__).parent
 TORCH, JAX = "PyTorch", "JAX"
 GIVEN = "given.npz"  # what all contenders start from
-SCHEDULE = {"steps": 30, "ema": 0.0, "dropout": 0.0}  # 3 steps of warm-up: no rate is tiny
+SCHEDULE = {"steps": 30, "dropout": 0.0}  # 3 steps of warm-up: no rate is tiny
 EPSILON = {"predict": "epsilon", "objective": "simple", "inject": "additive", **SCHEDULE}
 BERNOULLI = {"likelihood": "bernoulli", "batch_size": 128, **SCHEDULE}
 UNET_8 = {"data": "digits", "width": 64, "multipliers": "1,2", **EPSILON}
@@ -22,22 +22,19 @@ CHAINS = 16
 
 
 class Workload(NamedTuple):
-    """What is done, to what, and how ours is run.
+    """What is done, and to what.
 
     Args:
         kind: training (a step of it), reverse (a step of sampling) or convolution.
         model: whose recipe it is; none for a convolution.
         options: of the recipe, as `scratchgen train` takes them; the shape (N, H, W, C) of one.
         side: pixels a side of the black and white images that are drawn for it; 0 for none.
-        shards: whether ours shares the batch among threads with a BLAS of one thread each, or
-            leaves the threads to BLAS.
     """
 
     kind: str
     model: str
     options: dict
     side: int = 0
-    shards: bool = True
 
 
 def _convolution(*shape: int) -> Workload:
@@ -54,17 +51,15 @@ CONVOLUTIONS = (
     (32, 32, 32, 128),
 )
 WORKLOADS = {
-    "vae-64": Workload(
-        "training", "vae", {"width": 256, "depth": 1, "latent": 16, **BERNOULLI}, 8, shards=False
-    ),
+    "vae-64": Workload("training", "vae", {"width": 256, "depth": 1, "latent": 16, **BERNOULLI}, 8),
     "vae-784": Workload(
         "training", "vae", {"width": 500, "depth": 2, "latent": 20, **BERNOULLI}, 28
     ),
     **{f"conv-{'x'.join(map(str, shape))}": _convolution(*shape) for shape in CONVOLUTIONS},
     "unet-8": Workload("training", "ddpm", {"batch_size": 128, **UNET_8}),
     "unet-32": Workload("training", "ddpm", {"batch_size": 16, **UNET_32}),
-    "reverse-8": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_8}, shards=False),
-    "reverse-32": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_32}, shards=False),
+    "reverse-8": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_8}),
+    "reverse-32": Workload("reverse", "ddpm", {"batch_size": CHAINS, **UNET_32}),
 }
 
 
@@ -89,7 +84,7 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
 
     enter(OURS, OURS, "ours.py", processes=(several,))
     if platform.machine() in ("x86_64", "AMD64"):
-        kernels = {"OPENBLAS_CORETYPE": "Haswell"}
+        kernels = {KERNELS: "Haswell"}
         enter(f"{OURS}, Haswell kernels", OURS, "ours.py", processes=(several,), **kernels)
     either = (1, several) if several > 1 else (1,)  # a rival may do as ours does
     images = work.model != "vae"
@@ -98,6 +93,9 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Contender]:
         enter(called, TORCH, "rivals_torch.py", layout, "eager", processes=either)
     layout = "channels_last" if images else "contiguous"
     enter("torch.compile", TORCH, "rivals_torch.py", layout, "compile", processes=either)
+    if work.kind == "reverse":
+        frozen = "torch.compile, frozen"
+        enter(frozen, TORCH, "rivals_torch.py", layout, "freeze", processes=either)
     enter(JAX, JAX, "rivals_jax.py", processes=either, JAX_PLATFORMS="cpu")
     return found
 

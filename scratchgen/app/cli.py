@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--no-fast",
         action="store_true",
-        help="the readable functions only: without their faster twins, and without threads that "
-        "share a batch",
+        help="the readable functions only: without their faster twins, without the threads "
+        "that share batches in `train`, and the processes that share samples in `sample`",
     )
     doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         type=_workers,
         default=AUTO,
         metavar="N|auto",
-        help="processes among which a diffusion's samples are shared (default: auto, every core)",
+        help="processes among which a diffusion's samples are shared (default: auto, every "
+        "core on Linux and 1 elsewhere)",
     )
     _add_sampling(sample)
 

@@ -41,10 +41,9 @@ def sample(
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe, given = runs.load_run(folder), given or {}
-    recipe.processes = processes(recipe, sharing)
-    options = sampling_options(recipe, given)
+    several, options = processes(recipe, sharing), sampling_options(recipe, given)
     began = time.monotonic()
-    drawn = recipe.sample(n, seed, options)
+    drawn = recipe.sample(n, seed, options, several)
     seconds = time.monotonic() - began
     if not np.isfinite(drawn.x).all():
         raise NotFinite("samples are not finite; try a lower temperature, or more steps")

@@ -1,17 +1,20 @@
-"""Who evaluates the batches of a run: from the word or number of `--workers` to those who work."""
+"""Who shares the work of a run: from the word or number of `--workers` to those who work."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from scratchgen.app.recipes import Recipe
+from scratchgen.core.optional import is_there
 from scratchgen.core.parallel import Solo, Workers
 from scratchgen.layers.normalisation import BatchNorm
 
 AUTO = "auto"
 NO_FORK = "this system cannot copy a process; use --workers 1"
+BATCH_NORM = "batch norm takes its averages over all of a batch; use --workers 1"
 SMALL = 300_000  # parameters of a fully connected net, whose step is over before it is handed out
+SHARE = 4  # examples of a batch; fewer are not worth a thread
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ def crew(recipe: Recipe, sharing: Sharing) -> Crew:
         ValueError: several are asked for where a batch must not be shared, or fewer than 1.
     """
     asked, most = sharing.workers, recipe.config.batch_size
-    reasons = obstacles(recipe, sharing)
+    reasons = [*obstacles(recipe, sharing)]
+    if any(recipe.model.named(BatchNorm)):
+        reasons.append(BATCH_NORM)
     if not isinstance(asked, int):
         small = not recipe.config.spatial and recipe.params.theta.shape[0] < SMALL
-        return Crew(1 if small or any(reasons) else min(cores(), most), sharing.blas_threads)
+        worth = 1 if small or reasons else max(1, most // SHARE)
+        return Crew(min(cores(), worth), sharing.blas_threads)
     if not 1 <= asked <= most:
         raise ValueError(
             f"--workers must lie between 1 and the {most} examples of a batch, got {asked}"
@@ -73,37 +79,42 @@ def crew(recipe: Recipe, sharing: Sharing) -> Crew:
     return Crew(asked, sharing.blas_threads)
 
 
-def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
-    """Why a batch must not be shared, each with what to do about it."""
-    if recipe.born.name != "numpy":
-        yield f"--backend {recipe.born.name} computes elsewhere; use --workers 1"
-    if any(recipe.model.named(BatchNorm)):
-        yield "batch norm takes its averages over all of a batch; use --workers 1"
-    if not find_spec("scratchgen.fast"):
-        yield "threads are in scratchgen/fast, which is not there; use --workers 1"
-    if not sharing.fast:
-        yield "threads are among what --no-fast leaves out; leave out that, or use --workers 1"
-    if sharing.blas_threads > 1:
-        yield (
-            f"each one's matrix products would use {sharing.blas_threads} threads of their own, "
-            "which get in the way; use --blas-threads 1, or --workers 1"
-        )
-
-
 def processes(recipe: Recipe, sharing: Sharing) -> int:
     """How many processes draw samples side by side; AUTO, or nothing said, takes every core.
+
+    AUTO does so on Linux only: other systems' libraries, such as Apple's, forbid that a process
+    which has used them is copied.
 
     Raises:
         ValueError: several are asked for where that cannot be, or fewer than 1.
     """
-    reasons = [*obstacles(recipe, sharing), *([] if hasattr(os, "fork") else [NO_FORK])]
+    reasons = [*obstacles(recipe, sharing)]
+    if not recipe.shares_samples:
+        reasons.append(f"those of a {recipe.name} are drawn in one process; use --workers 1")
+    if not hasattr(os, "fork"):
+        reasons.append(NO_FORK)
     if not isinstance(sharing.workers, int):
-        return 1 if reasons else cores()
+        return 1 if reasons or sys.platform != "linux" else cores()
     if sharing.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {sharing.workers}")
     for reason in reasons if sharing.workers > 1 else ():
         raise ValueError(f"{sharing.workers} workers cannot share these samples: {reason}")
     return sharing.workers
+
+
+def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
+    """Why work of any kind must not be shared, each with what to do about it."""
+    if recipe.born.name != "numpy":
+        yield f"--backend {recipe.born.name} computes elsewhere; use --workers 1"
+    if not is_there("scratchgen.fast"):
+        yield "that takes scratchgen/fast, which is not there; use --workers 1"
+    if not sharing.fast:
+        yield "that is among what --no-fast leaves out; leave out that, or use --workers 1"
+    if sharing.blas_threads > 1:
+        yield (
+            f"each one's matrix products would use {sharing.blas_threads} threads of their own, "
+            "which get in the way; use --blas-threads 1, or --workers 1"
+        )
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """Packages that one feature needs and the rest does not."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -28,3 +29,12 @@ def optional(module: str, feature: str) -> Any:
         raise MissingPackage(
             f"{feature} need the package {package}; install it with: pip install {package}"
         ) from error
+
+
+def is_there(package: str) -> bool:
+    """Whether a package can be imported and has a file of its own.
+
+    Python takes any folder for a package, also one where only a __pycache__ has been left behind.
+    """
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None

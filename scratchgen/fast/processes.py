@@ -5,13 +5,18 @@ Python's lock. A copy of the process has a lock of its own. It shares nothing bu
 `shared_array` gives out, and its pieces must not need each other.
 """
 
+import ctypes
 import mmap
 import os
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 import numpy as np
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent ends
 
 
 def shared_array(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -31,36 +36,63 @@ def side_by_side(work: Callable[[int], None], count: int, processes: int) -> Non
         processes: this one and its copies; at least 1.
 
     Raises:
-        RuntimeError: a copy ended early; what it met stands on standard error.
+        ChildProcessError: a copy ended early; what it met stands on standard error.
     """
-    children = [_copy(work, range(i, count, processes)) for i in range(1, min(processes, count))]
+    children: list[int] = []
+    failed = 0
     try:
+        for i in range(1, min(processes, count)):
+            children.append(_copy(work, range(i, count, processes)))
         for k in range(0, count, processes):
             work(k)
-    except BaseException:
-        for child in children:
-            os.kill(child, 9)
-        raise
+        while children:
+            failed += os.waitpid(children[0], 0)[1] != 0
+            del children[0]
     finally:
-        failed = [child for child in children if os.waitpid(child, 0)[1] != 0]
+        for child in children:  # there are some left only if something went wrong
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     if failed:
-        raise RuntimeError(f"{len(failed)} of {processes} processes ended before they were done")
+        raise ChildProcessError(
+            f"{failed} of {processes} processes ended before they were done; if memory was short, "
+            "fewer need less"
+        )
 
 
 def _copy(work: Callable[[int], None], pieces: range) -> int:
     """The number of a copy of this process that does these pieces and ends."""
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    original = os.getpid()
+    child = _fork()
     if child:
         return child
     code = 1
     try:
+        _end_with(original)
         for k in pieces:
             work(k)
         code = 0
+    except KeyboardInterrupt:
+        pass  # the original is interrupted too, and says so
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
     finally:
         os._exit(code)  # past everything that the original will do when it ends
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python warns of threads, which a copy lacks though they may hold a lock. Those here are
+        # BLAS's, which computes in one thread and has handlers of its own for being copied.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _end_with(original: int) -> None:
+    """Let this copy be killed when the original ends, however it does; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != original:  # it ended before this was known
+        os._exit(1)

@@ -271,24 +271,6 @@ def test_sample_i_of_few_is_sample_i_of_many(config, sampler, run):
     assert np.any(few != other)
 
 
-def test_samples_are_the_same_whoever_draws_them(run, capsys):
-    """Pieces of 8 images, in one process or in several, and from one that has the twins off."""
-    folder = run(CONFIGS[0])
-    arguments = ["sample", str(folder), "-n", "17", "--steps", "3", "--trajectory"]
-    drawn = []
-    for workers in ("1", "2", "auto"):
-        assert main([*arguments, "--workers", workers]) == 0
-        with np.load(folder / "samples.npz") as file:
-            drawn.append((file["x"], file["path"]))
-    for x, path in drawn[1:]:
-        np.testing.assert_array_equal(x, drawn[0][0])
-        np.testing.assert_array_equal(path, drawn[0][1])
-    assert "shared by 2 processes" in capsys.readouterr().err
-    assert main(["--no-fast", *arguments, "--workers", "2"]) == 2
-    assert "leave out that, or use --workers 1" in capsys.readouterr().err
-    assert main([*arguments, "--workers", "0"]) == 2
-
-
 def test_the_options_of_a_sampler_do_what_they_say(run):
     folder = run(CONFIGS[3])
     still = drawn(folder, "-n", "4", "--temperature", "0", "--step-temperature", "0")["x"]

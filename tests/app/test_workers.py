@@ -14,7 +14,7 @@ from scratchgen.app.cli import main
 from scratchgen.app.recipes import VaeRecipe
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.runs import RunError, record_workers, recorded_workers
-from scratchgen.app.workers import AUTO, SMALL, Crew, Sharing, crew
+from scratchgen.app.workers import AUTO, SMALL, Crew, Sharing, crew, processes
 from scratchgen.core import twins
 from scratchgen.core.parallel import Solo
 from scratchgen.layers.affine import Linear
@@ -27,15 +27,17 @@ from scratchgen.training.fit import NotFinite
 def four_cores(monkeypatch):
     """Four of them, and threads to run on them."""
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    monkeypatch.setattr(workers, "find_spec", lambda name: name)
+    monkeypatch.setattr(workers, "is_there", lambda name: True)
 
 
-def recipe(size=10**6, spatial=True, batch_size=8, backend="numpy", layers=()):
+def recipe(size=10**6, spatial=True, batch_size=16, backend="numpy", layers=(), shares=True):
     """What a choice of workers looks at."""
     return SimpleNamespace(
         config=SimpleNamespace(spatial=spatial, batch_size=batch_size),
         params=SimpleNamespace(theta=np.broadcast_to(np.float32(0), (size,))),
         born=SimpleNamespace(name=backend),
+        name="model",
+        shares_samples=shares,
         model=Sequential(Linear(1, 1), *layers),
     )
 
@@ -48,7 +50,9 @@ def recipe(size=10**6, spatial=True, batch_size=8, backend="numpy", layers=()):
         ({"size": 10}, 4),
         ({"size": SMALL, "spatial": False}, 4),
         ({"size": SMALL - 1, "spatial": False}, 1),
-        ({"batch_size": 3}, 3),
+        ({"batch_size": 15}, 3),
+        ({"batch_size": 8}, 2),
+        ({"batch_size": 7}, 1),
         ({"batch_size": 1}, 1),
         ({"backend": "cupy"}, 1),
         ({"layers": [BatchNorm(1)]}, 1),
@@ -85,9 +89,9 @@ def test_several_are_refused_where_a_batch_must_not_be_shared(given, sharing, wh
 @pytest.mark.usefixtures("four_cores")
 def test_numbers_are_taken_at_their_word():
     small = recipe(size=10, spatial=False)
-    assert [crew(small, Sharing(n)).number for n in (1, 2, 8)] == [1, 2, 8]
-    for n in (-1, 0, 9):
-        with pytest.raises(ValueError, match=f"between 1 and the 8 examples of a batch, got {n}"):
+    assert [crew(small, Sharing(n)).number for n in (1, 2, 16)] == [1, 2, 16]
+    for n in (-1, 0, 17):
+        with pytest.raises(ValueError, match=f"between 1 and the 16 examples of a batch, got {n}"):
             crew(small, Sharing(n))
 
 
@@ -96,7 +100,7 @@ def test_what_auto_chooses_may_also_be_asked_for():
     options = {
         "size": (10, 10**6),
         "spatial": (True, False),
-        "batch_size": (1, 2, 8),
+        "batch_size": (1, 2, 8, 100),
         "backend": ("numpy", "cupy"),
         "layers": ((), (BatchNorm(1),)),
     }
@@ -107,12 +111,74 @@ def test_what_auto_chooses_may_also_be_asked_for():
             assert crew(made, Sharing(auto.number, blas, fast)) == auto
 
 
-def test_without_the_folder_there_is_one(monkeypatch):
+@pytest.fixture
+def linux(monkeypatch):
+    """A system on which a process can be copied."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "fork", lambda: 0, raising=False)
+
+
+@pytest.mark.usefixtures("four_cores", "linux")
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        ({}, 4),
+        ({"size": 10, "spatial": False, "batch_size": 1}, 4),
+        ({"layers": [BatchNorm(1)]}, 4),
+        ({"backend": "cupy"}, 1),
+        ({"shares": False}, 1),
+    ],
+)
+@pytest.mark.parametrize("asked", [None, AUTO])
+def test_samples_are_shared_whatever_a_batch_is(given, number, asked):
+    assert processes(recipe(**given), Sharing(asked)) == number
+    assert processes(recipe(**given), Sharing(number)) == number
+
+
+@pytest.mark.usefixtures("four_cores", "linux")
+@pytest.mark.parametrize(
+    ("given", "sharing", "why"),
+    [
+        ({"backend": "cupy"}, {}, "--backend cupy .*; use --workers 1"),
+        ({"shares": False}, {}, "of a model are drawn in one process; use --workers 1"),
+        ({}, {"blas_threads": 2}, "2 threads of their own.*; use --blas-threads 1, or --workers 1"),
+        ({}, {"fast": False}, "--no-fast .*, or use --workers 1"),
+    ],
+)
+def test_several_are_refused_where_samples_cannot_be_shared(given, sharing, why):
+    assert processes(recipe(**given), Sharing(AUTO, **sharing)) == 1
+    assert processes(recipe(**given), Sharing(1, **sharing)) == 1
+    with pytest.raises(ValueError, match=f"^3 workers cannot share these samples: .*{why}"):
+        processes(recipe(**given), Sharing(3, **sharing))
+
+
+@pytest.mark.usefixtures("four_cores", "linux")
+def test_a_process_is_copied_unasked_on_linux_only(monkeypatch):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        processes(recipe(), Sharing(0))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert processes(recipe(), Sharing(AUTO)) == 1
+    assert processes(recipe(), Sharing(3)) == 3
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(ValueError, match="cannot copy a process; use --workers 1"):
+        processes(recipe(), Sharing(3))
+
+
+@pytest.mark.parametrize("share", [crew, processes])
+def test_without_the_folder_there_is_one(share, monkeypatch):
     monkeypatch.setitem(sys.modules, "scratchgen.fast", None)
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    assert crew(recipe(), Sharing(AUTO)).number == 1
+    assert share(recipe(), Sharing(AUTO)) in (1, Crew(1, 1))
     with pytest.raises(ValueError, match="scratchgen/fast, which is not there; use --workers 1"):
-        crew(recipe(), Sharing(2))
+        share(recipe(), Sharing(2))
+
+
+def test_samples_of_a_vae_are_not_shared_silently(tmp_path, capsys):
+    out, small = tmp_path / "run", ["--width", "8", "--steps", "1", "--batch-size", "8"]
+    assert main(["train", "vae", *small, "--quiet", "--out", str(out)]) == 0
+    assert main(["sample", str(out), "-n", "2", "--workers", "2"]) == 2
+    assert "2 workers cannot share these samples" in capsys.readouterr().err
+    assert main(["sample", str(out), "-n", "2", "--workers", "auto"]) == 0
 
 
 def test_cores_are_those_of_this_process(monkeypatch):

@@ -56,8 +56,8 @@ def test_threads_train_what_one_trains(name):
 
 RUNS = {
     "vae": ["vae", "--width", "64", "--batch-size", "32", "--workers", "2"],
-    "conv": ["vae", "--net", "conv", "--width", "8", "--batch-size", "6"],
-    "ddpm": ["ddpm", "--width", "8", "--batch-size", "6"],
+    "conv": ["vae", "--net", "conv", "--width", "8", "--batch-size", "12"],
+    "ddpm": ["ddpm", "--width", "8", "--batch-size", "12"],
 }
 
 

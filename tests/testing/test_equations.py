@@ -3,12 +3,12 @@
 import ast
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import scratchgen
+from scratchgen.core.optional import is_there
 from scratchgen.testing.equations import (
     KINDS,
     STATES,
@@ -108,7 +108,7 @@ def test_every_mark_is_a_key():
         assert marked <= set(catalogue()), path
 
 
-@pytest.mark.skipif(not find_spec("scratchgen.fast"), reason="some are for the twins only")
+@pytest.mark.skipif(not is_there("scratchgen.fast"), reason="some are for the twins only")
 def test_every_reference_is_used():
     used = set().union(*(named(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")))
     assert set(references()) <= used

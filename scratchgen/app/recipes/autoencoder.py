@@ -118,7 +118,7 @@ class AutoencoderRecipe(CodedRecipe):
         """x̂."""
         return self.model.reconstruct(x)
 
-    def sample(self, n: int, seed: int, options: Sampling) -> Sampled:
+    def sample(self, n: int, seed: int, options: Sampling, processes: int = 1) -> Sampled:
         """There is nothing to draw a code from.
 
         Raises:

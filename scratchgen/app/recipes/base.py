@@ -60,7 +60,7 @@ class Recipe(ABC):
     name: str
     config_type: type[Config]
     sampling_type: type[Sampling] = Sampling
-    processes = 1  # that share the pieces of `sample`
+    shares_samples = False  # whether several processes can draw them
     draws: int  # of noise for each example in an evaluation, unless told
     shows = "decoder means"  # what the images of `sample` are
 
@@ -139,8 +139,14 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def sample(self, n: int, seed: int, options: Any) -> Sampled:
+    def sample(self, n: int, seed: int, options: Any, processes: int = 1) -> Sampled:
         """n generated examples; example i depends on the seed, the options and on i only.
+
+        Args:
+            n: how many.
+            seed: random seed.
+            options: of the sampler.
+            processes: that draw them side by side, where the recipe shares samples.
 
         Raises:
             ValueError: the model cannot generate, or an option does not fit it.

@@ -134,7 +134,7 @@ class ClassifierRecipe(Recipe):
         x = self.born.asarray(images)
         return in_batches(self.model.log_probabilities, x, self.at_once).astype(np.float64)
 
-    def sample(self, n: int, seed: int, options: Sampling) -> Sampled:
+    def sample(self, n: int, seed: int, options: Sampling, processes: int = 1) -> Sampled:
         """A classifier draws nothing.
 
         Raises:

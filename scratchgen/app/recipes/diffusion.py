@@ -10,10 +10,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe, Sampled
-from scratchgen.app.recipes.config import (
-    Config,
-    option,
-)
+from scratchgen.app.recipes.config import Config, option
 from scratchgen.app.recipes.data import PLANAR, density
 from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, in_pieces, step_noise
 from scratchgen.core.streams import Stream
@@ -30,11 +27,7 @@ from scratchgen.maths.parameterisations import (
     Velocity,
 )
 from scratchgen.metrics.baselines import baselines
-from scratchgen.models.samplers import (
-    Denoiser,
-    Stop,
-    trajectory,
-)
+from scratchgen.models.samplers import Denoiser, Stop, trajectory
 from scratchgen.nets.mlp import TimedMlp
 from scratchgen.nets.time import Sinusoidal
 from scratchgen.nets.unet import UNet
@@ -140,6 +133,7 @@ class DiffusionRecipe(Recipe):
 
     config: DiffusionConfig
     sampling_type = DiffusionSampling
+    shares_samples = True
     shows = "means of the last step"
 
     @abstractmethod
@@ -230,7 +224,7 @@ class DiffusionRecipe(Recipe):
         n = ceil(log2(self.fitted.levels / 2.0))
         return n - 1, n
 
-    def sample(self, n: int, seed: int, options: DiffusionSampling) -> Sampled:
+    def sample(self, n: int, seed: int, options: DiffusionSampling, processes: int = 1) -> Sampled:
         """n samples; the noise of sample i depends on the seed and on i only."""
         stops, denoise = self.stops(options.steps), self.denoiser(options)
         kept = _moments(len(stops)) if options.trajectory else [len(stops) - 1]
@@ -252,7 +246,7 @@ class DiffusionRecipe(Recipe):
                 )
 
         pieces, several = ceil(n / count), (len(kept), count, *self.shape)
-        processes = min(self.processes, pieces)
+        processes = min(processes, pieces)
         shared = f", shared by {processes} processes" if processes > 1 else ""
         say(f"drawing {n} samples in {len(stops) - 1} steps{shared}")
         drawn = in_pieces(draw, pieces, several, self.config.dtype, processes)

@@ -185,7 +185,7 @@ class VaeRecipe(CodedRecipe):
         """The decoder's mean at the mean of q(z | x)."""
         return self.model.reconstruct(x)
 
-    def sample(self, n: int, seed: int, options: Sampling) -> Sampled:
+    def sample(self, n: int, seed: int, options: Sampling, processes: int = 1) -> Sampled:
         """The decoder's mean at n draws of z, whose spread is the temperature."""
         stream, count = Stream(seed, self.born).at("sample"), self.at_once
         parts = []
