@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, rows in compared.items():
             found[name] += rows
     about = machine(given.threads, LIBRARIES)
+    about |= {"rounds": rounds, "seconds_a_turn": given.seconds}
     if rounds:
         print(table(found["results"], found["ratios"]))
     if given.json:
@@ -68,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--only", action="append", choices=WORKLOADS, metavar="WORKLOAD", help=", ".join(WORKLOADS))
-    add("--rounds", type=_positive, default=9, help="turns of each contender")
-    add("--seconds", type=float, default=1.5, help="length of a turn")
-    add("--threads", type=_positive, default=2, help="of each contender")
+    add("--rounds", type=_positive, default=9, help="turns of each contender (default: 9)")
+    add("--seconds", type=_positive_time, default=1.5, help="length of a turn (default: 1.5)")
+    add("--threads", type=_positive, default=2, help="of each contender in all (default: 2)")
     add("--check", action="store_true", help="let contenders agree, and time nothing")
     add("--json", type=Path, metavar="FILE", help="write the results there")
     return parser
@@ -80,6 +81,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _positive_time(text: str) -> float:
+    number = float(text)
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return number
 
 

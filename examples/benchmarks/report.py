@@ -5,6 +5,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from statistics import geometric_mean
 
 MIB = 2**20
 
@@ -23,15 +24,21 @@ def table(results: list[dict], ratios: list[dict]) -> str:
     ours = list(dict.fromkeys(ratio["implementation"] for ratio in ratios))
     heads = [f"{name} / {side}" for name in ours for side in sides]
     lines += ["", f"| workload | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    best = [ratio for ratio in ratios if ratio["fastest"]]
     for workload in dict.fromkeys(ratio["workload"] for ratio in ratios):
-        best = {
-            (ratio["implementation"], ratio["side"]): ratio
-            for ratio in ratios
-            if ratio["workload"] == workload and ratio["fastest"]
-        }
-        cells = [_ratio(best.get((name, side))) for name in ours for side in sides]
+        found = {(r["implementation"], r["side"]): r for r in best if r["workload"] == workload}
+        cells = [_ratio(found.get((name, side))) for name in ours for side in sides]
         lines.append(f"| {workload} | {' | '.join(cells)} |")
+    convolutions = [ratio for ratio in best if ratio["workload"].startswith("conv-")]
+    if convolutions:
+        cells = [_mean(convolutions, name, side) for name in ours for side in sides]
+        lines.append(f"| all conv, geometric mean | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _mean(ratios: list[dict], name: str, side: str) -> str:
+    chosen = [r["median"] for r in ratios if (r["implementation"], r["side"]) == (name, side)]
+    return f"{geometric_mean(chosen):.2f}" if chosen else "–"
 
 
 def agreement(rows: list[dict]) -> str:

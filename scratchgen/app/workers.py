@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from scratchgen.app.recipes import Recipe
 from scratchgen.core.optional import is_there
@@ -15,6 +16,9 @@ NO_FORK = "this system cannot copy a process; use --workers 1"
 BATCH_NORM = "batch norm takes its averages over all of a batch; use --workers 1"
 SMALL = 300_000  # parameters of a fully connected net, whose step is over before it is handed out
 SHARE = 4  # examples of a batch; fewer are not worth a thread
+NUMBERS = (
+    2**17
+)  # of one convolution's output for all of a thread's examples; nor are fewer of these
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,8 @@ def crew(recipe: Recipe, sharing: Sharing) -> Crew:
     if any(recipe.model.named(BatchNorm)):
         reasons.append(BATCH_NORM)
     if not isinstance(asked, int):
-        small = not recipe.config.spatial and recipe.params.theta.shape[0] < SMALL
-        worth = 1 if small or reasons else max(1, most // SHARE)
-        return Crew(min(cores(), worth), sharing.blas_threads)
+        number = 1 if reasons else max(1, min(cores(), _worth(recipe)))
+        return Crew(number, sharing.blas_threads)
     if not 1 <= asked <= most:
         raise ValueError(
             f"--workers must lie between 1 and the {most} examples of a batch, got {asked}"
@@ -77,6 +80,15 @@ def crew(recipe: Recipe, sharing: Sharing) -> Crew:
     for reason in reasons if asked > 1 else ():
         raise ValueError(f"{asked} workers cannot share these batches: {reason}")
     return Crew(asked, sharing.blas_threads)
+
+
+def _worth(recipe: Recipe) -> int:
+    """How many threads a batch keeps busy longer than handing it out takes."""
+    config = recipe.config
+    if config.spatial:
+        numbers = config.batch_size * config.width * prod(recipe.shape[:2])
+        return min(config.batch_size // SHARE, numbers // NUMBERS)
+    return 0 if recipe.params.theta.shape[0] < SMALL else config.batch_size // SHARE
 
 
 def processes(recipe: Recipe, sharing: Sharing) -> int:
@@ -109,7 +121,7 @@ def obstacles(recipe: Recipe, sharing: Sharing) -> Iterator[str]:
     if not is_there("scratchgen.fast"):
         yield "that takes scratchgen/fast, which is not there; use --workers 1"
     if not sharing.fast:
-        yield "that is among what --no-fast leaves out; leave out that, or use --workers 1"
+        yield "that is among what --no-fast leaves out; leave out --no-fast, or use --workers 1"
     if sharing.blas_threads > 1:
         yield (
             f"each one's matrix products would use {sharing.blas_threads} threads of their own, "

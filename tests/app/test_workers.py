@@ -30,10 +30,13 @@ def four_cores(monkeypatch):
     monkeypatch.setattr(workers, "is_there", lambda name: True)
 
 
-def recipe(size=10**6, spatial=True, batch_size=16, backend="numpy", layers=(), shares=True):
+def recipe(
+    size=10**6, spatial=True, batch_size=16, width=64, backend="numpy", layers=(), shares=True
+):
     """What a choice of workers looks at."""
     return SimpleNamespace(
-        config=SimpleNamespace(spatial=spatial, batch_size=batch_size),
+        config=SimpleNamespace(spatial=spatial, batch_size=batch_size, width=width),
+        shape=(32, 32, 1),
         params=SimpleNamespace(theta=np.broadcast_to(np.float32(0), (size,))),
         born=SimpleNamespace(name=backend),
         name="model",
@@ -54,6 +57,12 @@ def recipe(size=10**6, spatial=True, batch_size=16, backend="numpy", layers=(), 
         ({"batch_size": 8}, 2),
         ({"batch_size": 7}, 1),
         ({"batch_size": 1}, 1),
+        ({"width": 24}, 3),
+        ({"width": 16}, 2),
+        ({"width": 8}, 1),
+        ({"width": 8, "batch_size": 31}, 1),
+        ({"width": 8, "batch_size": 32}, 2),
+        ({"width": 8, "spatial": False}, 4),
         ({"backend": "cupy"}, 1),
         ({"layers": [BatchNorm(1)]}, 1),
         ({"layers": [Sequential(BatchNorm(1))]}, 1),

@@ -66,6 +66,7 @@ def test_a_stopped_run_continues_bit_for_bit_on_any_number_of_cores(
     name, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(workers, "NUMBERS", 1)  # for the nets here are small
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ["train", *RUNS[name], "--steps", "8"]
     assert main([*options, "--out", str(whole)]) == 0
@@ -83,6 +84,7 @@ def test_a_stopped_run_continues_bit_for_bit_on_any_number_of_cores(
 
 def test_a_resumed_run_may_be_told_another_number_and_keeps_that(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "cores", lambda: 3)
+    monkeypatch.setattr(workers, "NUMBERS", 1)  # for the net here is small
     out = tmp_path / "run"
     first = ["train", *RUNS["ddpm"], "--steps", "5", "--stop-at", "1", "--out", str(out)]
     legs = (
