@@ -201,7 +201,7 @@ def test_the_script_prints_and_writes_what_it_measured(run_script, tmp_path, cap
     path = tmp_path / "measured.json"
     run_script(1.0, "--rounds=1", "--threads=1", "--json", str(path))
     written, said = json.loads(path.read_text("utf-8")), capsys.readouterr().out
-    assert written["machine"] == {"threads": 1}
+    assert written["machine"] == {"threads": 1, "rounds": 1, "seconds_a_turn": 1.0}
     workloads = ["vae-64", "unet-8"]
     results = [(row["workload"], row["implementation"]) for row in written["results"]]
     assert results == [(w, name) for w in workloads for name in ("ours", "slow", "quick")]
@@ -211,6 +211,17 @@ def test_the_script_prints_and_writes_what_it_measured(run_script, tmp_path, cap
     for workload in workloads:
         assert any(line.startswith(f"| {workload} | quick | 250 (250–250) |") for line in lines)
         assert f"| {workload} | 2.00 (2.00–2.00), quick |" in lines
+
+
+def test_convolutions_are_summed_up_by_their_geometric_mean():
+    def ratio(workload: str, median: float, fastest: bool = True) -> dict:
+        row = {"workload": workload, "implementation": "ours", "side": "rival", "over": "quick"}
+        return row | {"median": median, "low": median, "high": median, "fastest": fastest}
+
+    ratios = [ratio("conv-a", 0.5), ratio("conv-b", 2.0), ratio("conv-b", 9.0, fastest=False)]
+    lines = import_module("report").table([], [*ratios, ratio("unet-8", 7.0)]).splitlines()
+    assert lines[-1] == "| all conv, geometric mean | 1.00 |"
+    assert "geometric" not in import_module("report").table([], [ratio("unet-8", 7.0)])
 
 
 def test_a_check_times_nothing(run_script, tmp_path, capsys):

@@ -86,11 +86,23 @@ def resume(
             say(f"{folder} had already taken all its {recipe.config.steps} steps; figures redrawn")
         return folder
     last = _last_step(recipe.config, stop_at, recipe.fit.steps_done)
-    if sharing.workers is None:
-        sharing = replace(sharing, workers=runs.recorded_workers(folder))
-    crew = workers.crew(recipe, sharing)
-    runs.record_workers(folder, crew.number)
+    crew = _crew_of(folder, recipe, sharing)
+    changed = runs.record_changes(folder, recipe.born, crew.number)
+    if changed and not quiet:
+        others = ", ".join(changed)
+        say(f"note: {folder} was trained with other {others}; last digits may depend on that")
     return _train(recipe, folder, last, quiet, crew)
+
+
+def _crew_of(folder: Path, recipe: Recipe, sharing: Sharing) -> Crew:
+    """Who trains on: as many as before, unless a number was asked for."""
+    if sharing.workers is not None:
+        return workers.crew(recipe, sharing)
+    number = runs.recorded_workers(folder)
+    try:
+        return workers.crew(recipe, replace(sharing, workers=number))
+    except ValueError as error:
+        raise ValueError(f"{folder} was trained by {number} workers, but {error}") from error
 
 
 def _last_step(config: Config, stop_at: int | None, done: int = 0) -> int:

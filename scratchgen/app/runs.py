@@ -129,10 +129,19 @@ def recorded_workers(run: Path) -> int:
     return number
 
 
-def record_workers(run: Path, number: int) -> None:
-    """Note down how many share the batches from now on."""
-    if recorded_workers(run) != number:
-        write_json(run / ENVIRONMENT, {**_recorded(run), "workers": number})
+def record_changes(run: Path, born: Backend, number: int) -> list[str]:
+    """Note down what results may depend on from now on; returns what of it has changed.
+
+    Args:
+        run: its folder.
+        born: where its arrays are.
+        number: of those who share the batches.
+    """
+    known, now = _recorded(run), {**environment(born), "workers": number}
+    changed = [name for name in known if name in now and known[name] != now[name]]
+    if {**known, **now} != known:
+        write_json(run / ENVIRONMENT, {**known, **now})
+    return changed
 
 
 def _recorded(run: Path) -> dict:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from math import lcm
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ LEAST = 2**16  # numbers for a thread, below which handing them over takes longe
 class Threads:
     """A group of workers that are threads of this process.
 
+        with threadpool_limits(1, "blas"):
+            Fit(..., workers=Threads(2)).until(1000)
+
     Each has a ledger of what its shard adds to the gradient, and they settle them together.
     Examples must not mix: batch norm in training needs `Solo`. Where the C library is glibc, making
     a group lets the process keep the memory it frees (`core.arrays.share_one_heap`).
@@ -39,9 +43,9 @@ class Threads:
     rank, size = 0, 1
 
     def __init__(self, count: int):
+        self.count = index(count)
         if count < 1:
             raise ValueError(f"the number of threads must be at least 1, got {count}")
-        self.count = count
         share_one_heap()
         self._others = ThreadPoolExecutor(max(1, count - 1), "scratchgen")
 

@@ -13,10 +13,12 @@ from scratchgen.app import cli, experiments, workers
 from scratchgen.app.cli import main
 from scratchgen.app.recipes import VaeRecipe
 from scratchgen.app.recipes.vae import VaeConfig
-from scratchgen.app.runs import RunError, record_workers, recorded_workers
+from scratchgen.app.runs import RunError, record_changes, recorded_workers
 from scratchgen.app.workers import AUTO, SMALL, Crew, Sharing, crew, processes
 from scratchgen.core import twins
+from scratchgen.core.arrays import backend
 from scratchgen.core.parallel import Solo
+from scratchgen.core.twins import disabled
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm
@@ -207,15 +209,18 @@ def test_one_works_alone_and_says_so():
 
 
 def test_a_run_remembers_its_number(tmp_path):
+    path, born = tmp_path / "environment.json", backend("numpy")
     assert recorded_workers(tmp_path) == 1
-    record_workers(tmp_path, 1)
-    assert not any(tmp_path.iterdir()), "one needs no record"
-    path = tmp_path / "environment.json"
     path.write_text('{"numpy": "2"}', "utf-8")
     assert recorded_workers(tmp_path) == 1
-    record_workers(tmp_path, 3)
+    assert record_changes(tmp_path, born, 3) == []  # nothing was known of it
     assert recorded_workers(tmp_path) == 3
-    assert json.loads(path.read_text("utf-8")) == {"numpy": "2", "workers": 3}
+    with disabled():
+        assert record_changes(tmp_path, born, 2) == ["active_twins", "workers"]
+    kept = json.loads(path.read_text("utf-8"))
+    assert (kept["numpy"], kept["workers"], kept["active_twins"]) == ("2", 2, [])
+    with disabled():
+        assert record_changes(tmp_path, born, 2) == []
     for bad in ("0", '"many"', "2.0", "true", "null"):
         path.write_text(f'{{"workers": {bad}}}', "utf-8")
         with pytest.raises(RunError, match="its workers are"):
@@ -243,7 +248,9 @@ def test_a_run_says_and_notes_who_works(tmp_path, capsys):
     assert "numpy float32, 1 thread, BLAS with 1" in capsys.readouterr().err.splitlines()[0]
     assert recorded_workers(out) == 1
     assert main(["--blas-threads", "2", "train", "--resume", str(out)]) == 0
-    assert "numpy float32, 1 thread, BLAS with 2" in capsys.readouterr().err.splitlines()[0]
+    note, said = capsys.readouterr().err.splitlines()[:2]
+    assert note == f"note: {out} was trained with other blas; last digits may depend on that"
+    assert "numpy float32, 1 thread, BLAS with 2" in said
 
 
 COMMANDS = (

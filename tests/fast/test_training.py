@@ -123,6 +123,7 @@ def test_threads_that_must_not_be_are_refused_and_leave_nothing(
     capsys.readouterr()
     assert main([*flags, "train", "--resume", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("scratchgen: 2 workers cannot share these batches")
+    assert line.startswith(f"scratchgen: {run} was trained by 2 workers, but 2 workers cannot")
+    assert why in line
     assert {path.name: path.read_bytes() for path in run.glob("*.*")} == kept
     assert main([*flags, "train", "--resume", str(run), "--workers", "1", "--quiet"]) == 0
