@@ -208,7 +208,8 @@ def test_one_works_alone_and_says_so():
     assert str(Crew(3, 1)) == "3 threads, BLAS with 1 each"
 
 
-def test_a_run_remembers_its_number(tmp_path):
+def test_a_run_remembers_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(twins, "_twins", {abs: []})  # whether scratchgen/fast is there or not
     path, born = tmp_path / "environment.json", backend("numpy")
     assert recorded_workers(tmp_path) == 1
     path.write_text('{"numpy": "2"}', "utf-8")
