@@ -86,37 +86,7 @@ def parser() -> argparse.ArgumentParser:
     _add_sampling(sample)
 
     evaluate = doors.add_parser("evaluate", help="measure a trained run in nats and bits")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate.add_argument(
-        "--part",
-        default="test",
-        choices=("train", "validation", "test"),
-        help="part of the data set (default: test)",
-    )
-    evaluate.add_argument(
-        "--draws",
-        type=int,
-        metavar="K",
-        help="of noise per example: codes of a vae, times of a diffusion (default: the model's)",
-    )
-    evaluate.add_argument(
-        "--data", metavar="DATA", help="measure on other data that fit: a name, or a path"
-    )
-    evaluate.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="also draw N samples and print their distances from real data",
-    )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
-    evaluate.add_argument(
-        "--classifier",
-        type=Path,
-        metavar="RUN",
-        help="of `train classifier`, whose features are compared (default: one trained anew)",
-    )
-    _add_sampling(evaluate)
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_evaluation(evaluate)
 
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
     info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
@@ -152,6 +122,40 @@ def parser() -> argparse.ArgumentParser:
     )
     about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
     return top
+
+
+def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument(
+        "--part",
+        default="test",
+        choices=("train", "validation", "test"),
+        help="part of the data set (default: test)",
+    )
+    evaluate.add_argument(
+        "--draws",
+        type=int,
+        metavar="K",
+        help="of noise per example: codes of a vae, times of a diffusion (default: the model's)",
+    )
+    evaluate.add_argument(
+        "--data", metavar="DATA", help="measure on other data that fit: a name, or a path"
+    )
+    evaluate.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="also draw N samples and print their distances from real data",
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    evaluate.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="RUN",
+        help="of `train classifier`, whose features are compared (default: one trained anew)",
+    )
+    _add_sampling(evaluate)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_training(train: argparse.ArgumentParser) -> None:

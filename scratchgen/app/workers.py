@@ -16,9 +16,7 @@ NO_FORK = "this system cannot copy a process; use --workers 1"
 BATCH_NORM = "batch norm takes its averages over all of a batch; use --workers 1"
 SMALL = 300_000  # parameters of a fully connected net, whose step is over before it is handed out
 SHARE = 4  # examples of a batch; fewer are not worth a thread
-NUMBERS = (
-    2**17
-)  # of one convolution's output for all of a thread's examples; nor are fewer of these
+NUMBERS = 2**17  # of a layer's output at full resolution; nor are fewer of those
 
 
 @dataclass(frozen=True)

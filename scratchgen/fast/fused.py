@@ -95,8 +95,8 @@ def softmax_by_product(x):
     Any number may be taken out of a row. The largest of all serves every row whose own largest
     entry is not so far below it that e^x would vanish; where one may be, the readable way answers.
     """
-    top = x.max(initial=-np.inf)
-    if not top - x.min(initial=np.inf) < RANGE:
+    top = x.max()
+    if not top - x.min() < RANGE:
         return softmax.readable(x)
     ones = np.ones((x.shape[-1], 1), x.dtype)
     p = x - top

@@ -237,13 +237,9 @@ class DiffusionRecipe(Recipe):
             x = options.temperature * stream.at("start").normal(shape)
             walk = trajectory(denoise, options.step, x, stops, noise, options.step_temperature)
             with self.params.frozen():
-                return np.stack(
-                    [
-                        self.images(self.decode(x) if i == len(stops) - 1 else x)
-                        for i, x in enumerate(walk)
-                        if i in kept
-                    ]
-                )
+                moments = [x for i, x in enumerate(walk) if i in kept]
+                moments[-1] = self.decode(moments[-1])  # the last stop is always kept
+            return np.stack([self.images(x) for x in moments])
 
         pieces, several = ceil(n / count), (len(kept), count, *self.shape)
         processes = min(processes, pieces)
