@@ -158,6 +158,16 @@ class Ema:
         self.average[...], self.steps = state["average"], int(state["steps"])
 
 
+def global_norm(params: FlatParameters) -> float:
+    """The Euclidean norm of the gradient, without overflow; not finite if an entry is not."""
+    g, xp = params.grad, namespace(params.grad)
+    norm = float(xp.max(xp.abs(g)))
+    if 0.0 < norm < float("inf"):  # else that is the norm
+        scaled = g / norm  # whose squares cannot overflow
+        norm *= sqrt(float(xp.sum(scaled * scaled)))
+    return norm
+
+
 def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
     """Scale the gradient down to Euclidean norm `limit` if it is longer; return its former norm.
 
@@ -166,13 +176,9 @@ def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
     """
     if not limit > 0.0:
         raise ValueError(f"the norm limit must be positive, got {limit}")
-    g, xp = params.grad, namespace(params.grad)
-    norm = float(xp.max(xp.abs(g)))
-    if 0.0 < norm < float("inf"):  # else there is nothing to shorten, or nothing that can be
-        scaled = g / norm  # whose squares cannot overflow
-        norm *= sqrt(float(xp.sum(scaled * scaled)))
-        if norm > limit:
-            g *= limit / norm
+    norm = global_norm(params)
+    if limit < norm < float("inf"):  # what is not finite cannot be shortened
+        params.grad *= limit / norm
     return norm
 
 

@@ -11,7 +11,7 @@ from scratchgen.core.module import FlatParameters, StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Linear
 from scratchgen.testing.strategies import seeds
-from scratchgen.training.optim import Adam, Ema, clip_by_global_norm, warmup_cosine
+from scratchgen.training.optim import Adam, Ema, clip_by_global_norm, global_norm, warmup_cosine
 
 from support import BACKENDS, NUMPY, bound, host, normals, on_every_backend, tolerance
 
@@ -172,6 +172,24 @@ def test_the_average_is_applied_and_taken_back():
     with ema.applied():
         assert layer(np.ones((1, 1)))[0] == 14.0
     assert params.theta is theta
+
+
+@on_every_backend
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_norm_neither_overflows_nor_underflows(born, scale):
+    params, g = bound(Linear(3, 2), born=born), normals(3, 8)
+    params.grad[...] = scale * born.asarray(g)
+    assert global_norm(params) == pytest.approx(scale * np.linalg.norm(g), rel=tolerance(born))
+    np.testing.assert_allclose(host(params.grad), scale * g, rtol=tolerance(born))
+
+
+def test_the_norm_of_what_is_not_finite_is_not_finite():
+    params = bound(Linear(3, 2))
+    assert global_norm(params) == 0.0
+    params.grad[3] = np.nan
+    assert np.isnan(global_norm(params))
+    params.grad[3] = -np.inf
+    assert global_norm(params) == np.inf
 
 
 @given(seeds(), st.floats(0.01, 10.0))
