@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -53,6 +54,30 @@ def batch_indices(stream: Stream, n: int, batch_size: int, step: int) -> np.ndar
     return order[first % n : first % n + batch_size]
 
 
+class Kept(Protocol):
+    """What a run needs to continue: a state that goes into the checkpoint and comes back."""
+
+    def state(self) -> dict:
+        """Name -> number or vector; always the same names."""
+
+    def restore(self, state: dict) -> None:
+        """Continue from what `state` returned."""
+
+
+class Control(Kept, Protocol):
+    """Who decides, from the terms so far, what they weigh in the next step's loss."""
+
+    def observe(self, means: dict[str, float]) -> None:
+        """Take in the batch means of a step that is done."""
+
+
+class Guard(Kept, Protocol):
+    """Who decides which gradients to learn from."""
+
+    def admits(self, params: FlatParameters) -> bool:
+        """Whether to learn from params.grad."""
+
+
 class Fit:
     """One training run: model, vector, optimiser and what has been logged so far.
 
@@ -68,6 +93,9 @@ class Fit:
         workers: who evaluates the rows.
         within: makes a context in which each step's loss is evaluated, such as
             `layers.normalisation.tracking`, without which batch norm keeps no statistics.
+        control: sees every step's means, such as `kl_control.KlControl`; its weights go into loss.
+        guard: sees every gradient, such as `kl_control.SpikeGuard`. A step that it refuses is done
+            and logged like any other, but parameters, optimiser and average stay as they were.
     """
 
     def __init__(
@@ -81,11 +109,13 @@ class Fit:
         ema: Ema | None = None,
         workers: Workers | None = None,
         within: Callable[[], AbstractContextManager] = nullcontext,
+        control: Control | None = None,
+        guard: Guard | None = None,
     ):
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
         self.workers: Workers = workers or Solo()
-        self.within = within
+        self.within, self.control, self.guard = within, control, guard
         self.steps_done = 0
         self.history: dict[str, list[float]] = {}
         self._sums: dict[str, float] = {}
@@ -110,9 +140,14 @@ class Fit:
                 for kept, value in buffers.items():
                     self.params.buffers[kept].value = value
                 raise NotFinite(message)
-        self.optimiser.step(self.workers)
-        if self.ema is not None:
-            self.ema.step(self.workers)
+        if self.guard is None or self.guard.admits(self.params):
+            self.optimiser.step(self.workers)
+            if self.ema is not None:
+                self.ema.step(self.workers)
+        else:
+            self.params.grad[...] = 0.0
+        if self.control is not None:
+            self.control.observe(means)
         self.steps_done += 1
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + mean
@@ -192,7 +227,7 @@ class Fit:
     def save(self, path: Path, meta: dict) -> None:
         """Write everything the run needs to continue bit for bit."""
         arrays = {"theta": to_host(self.params.theta), "step": np.asarray(self.steps_done)}
-        states = {"optimiser": self.optimiser.state(), "ema": self.ema.state() if self.ema else {}}
+        states = {group: kept.state() if kept else {} for group, kept in self._kept().items()}
         states["buffers"] = {name: b.value for name, b in self.params.buffers.items()}
         for group, state in states.items():
             for name, value in state.items():
@@ -213,9 +248,9 @@ class Fit:
         arrays, meta = checkpoint.load(path)
         restore_parameters(self.params, arrays, meta, path)
         asarray = self.params.backend.asarray
-        for group, target in (("optimiser", self.optimiser), ("ema", self.ema)):
+        for group, target in self._kept().items():
             state = _group(arrays, group)
-            if (target is None) != (not state):
+            if set(state) != set(target.state() if target else ()):
                 raise checkpoint.CheckpointError(f"{path} was saved with another {group} setting")
             if target is not None:
                 target.restore({k: asarray(v) if v.ndim else v.item() for k, v in state.items()})
@@ -223,6 +258,11 @@ class Fit:
         self.history = {k: v.tolist() for k, v in _group(arrays, "history").items()}
         self._sums = {k: float(v) for k, v in _group(arrays, "pending").items()}
         return meta
+
+    def _kept(self) -> dict[str, Kept | None]:
+        """Group of a checkpoint's arrays -> whose state they are, if the run has one."""
+        parts = {"optimiser": self.optimiser, "ema": self.ema}
+        return {**parts, "control": self.control, "guard": self.guard}
 
     def _log(self, name: str, value: float) -> None:
         self.history.setdefault(name, []).append(value)

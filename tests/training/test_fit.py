@@ -17,6 +17,7 @@ from scratchgen.layers.normalisation import BatchNorm, tracking
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.checkpoint import CheckpointError, load, save
 from scratchgen.training.fit import Fit, NotFinite, batch_indices
+from scratchgen.training.kl_control import KlControl, SpikeGuard
 from scratchgen.training.optim import Adam, Ema
 
 from support import BACKENDS, NAMES, NUMPY, bound, host
@@ -298,3 +299,154 @@ def test_before_the_first_logged_row_the_steps_so_far_are_described():
     assert row["square"] == pytest.approx(np.mean(again.history["square"]), rel=1e-12)
     fit.until(3, quiet=True, describe=lambda row: told.append(row) or "")
     assert [row["step"] for row in told] == [3]
+
+
+class Levels(Sequential):
+    """Two numbers from three, whose squares stand for the rates of two levels."""
+
+    def __init__(self):
+        super().__init__(Linear(3, 5), tanh, Linear(5, 2))
+        self.seen = Buffer((1,), zero_values)
+
+
+class Halves:
+    """Workers that evaluate one half of the batch after the other, as threads would."""
+
+    rank, size = 0, 1
+
+    def run(self, params, shard, batch_size):
+        parts = [shard(slice(0, batch_size // 2)), shard(slice(batch_size // 2, batch_size))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def elementwise(self, update, *vectors):
+        update(*vectors)
+
+
+BROKEN = {4: 1e6, 9: float("nan"), 20: 1e6, 31: float("inf")}  # what gradients are multiplied by
+
+
+def controlled(born=NUMPY, broken=BROKEN, workers=None):
+    """A run whose weights depend on earlier terms, and some of whose gradients are refused."""
+    net = Levels()
+    params = bound(net, born=born)
+    stream = Stream(0, born)
+    control = KlControl(("kl_1", "kl_2"), (4, 16), length=30, least=0.05, balanced=True)
+
+    def loss(step, rows):
+        noise = stream.at("train", step).from_row(rows.start)
+        y, pullback = net(noise.at("x").normal((rows.stop - rows.start, 3)))
+        weights = born.asarray(np.asarray(control.weights(step)))
+        pullback(weights * y / BATCH)
+        if rows.start == 0 and step in broken:
+            params.grad[...] = params.grad * broken[step]
+        return {"kl_1": 0.5 * y[:, 0] ** 2, "kl_2": 0.5 * y[:, 1] ** 2}
+
+    optimiser, ema = Adam(params, 0.01), Ema(params, 0.9)
+    more = {"workers": workers, "control": control, "guard": SpikeGuard(100.0)}
+    return Fit(net, params, optimiser, loss, BATCH, 3, ema, **more)
+
+
+@pytest.mark.parametrize("born", BACKENDS, ids=NAMES)
+def test_a_stopped_run_decides_and_refuses_as_the_whole_one(born, tmp_path):
+    whole, first, second = controlled(born), controlled(born), controlled(born)
+    with np.errstate(invalid="ignore"):
+        whole.until(40, quiet=True)
+        first.until(17, tmp_path / "c.npz", quiet=True)
+        second.restore(tmp_path / "c.npz")
+        second.until(40, quiet=True)
+    assert_same_run(whole, second)
+    assert whole.control.state() == second.control.state()
+    assert whole.control.observed == 40
+    assert whole.guard.skipped == second.guard.skipped == len(BROKEN)
+    assert whole.optimiser.steps == second.optimiser.steps == 40 - len(BROKEN)
+
+
+def test_what_was_observed_is_of_consequence(tmp_path):
+    """So the test above would notice if a resumed run forgot it."""
+    whole, forgetful = controlled(broken={}), controlled(broken={})
+    whole.until(17, tmp_path / "c.npz", quiet=True)
+    forgetful.restore(tmp_path / "c.npz")
+    forgetful.control.restore({"observed": 0, "rate/kl_1": 0.0, "rate/kl_2": 0.0})
+    assert len(set(whole.control.weights(17))) == 2
+    for fit in (whole, forgetful):
+        fit.until(18, quiet=True)
+    assert np.any(whole.params.theta != forgetful.params.theta)
+
+
+@pytest.mark.parametrize("factor", [1e6, float("nan"), float("inf")])
+def test_a_refused_step_is_done_and_logged_but_teaches_nothing(factor):
+    fit, calm = controlled(broken={5: factor}), controlled(broken={})
+    for run in (fit, calm):
+        run.until(5, quiet=True)
+    before, control = everything(fit), dict(fit.control.state())
+    with np.errstate(invalid="ignore"):
+        fit.advance()
+    calm.advance()
+    after = everything(fit)
+    for name in ("theta", "m", "v", "ema"):
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert fit.optimiser.steps == fit.ema.steps == 5
+    assert not np.any(fit.params.grad)
+    assert fit.steps_done == 6
+    assert fit.history == calm.history
+    assert fit.control.state() == calm.control.state() != control
+    assert (fit.guard.skipped, calm.guard.skipped) == (1, 0)
+    fit.until(9, quiet=True)
+    assert fit.optimiser.steps == 8
+
+
+def test_a_guard_that_refuses_nothing_and_a_control_not_asked_change_nothing():
+    plain, watched = make(), make()
+    watched.guard = SpikeGuard(1e9)
+    watched.control = KlControl(("square",), (1,))
+    for fit in (plain, watched):
+        fit.until(10, quiet=True)
+    assert_same_run(plain, watched)
+    assert watched.guard.skipped == 0
+
+
+def test_a_loss_that_is_not_finite_is_neither_observed_nor_counted():
+    fit = make(spoil=5)
+    fit.guard, fit.control = SpikeGuard(1e9), KlControl(("square",), (1,))
+    with np.errstate(invalid="ignore"), pytest.raises(NotFinite, match="step 6"):
+        fit.until(10, quiet=True)
+    assert fit.guard.skipped == 0
+    assert fit.control.observed == 5
+
+
+def test_halves_of_a_batch_are_weighed_alike():
+    """Which they would not be, were a shard's own rates decisive."""
+    whole, halves = controlled(broken={}), controlled(broken={}, workers=Halves())
+    for fit in (whole, halves):
+        fit.until(40, quiet=True)
+    np.testing.assert_allclose(halves.params.theta, whole.params.theta, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_with_another_control_or_guard_is_refused(tmp_path):
+    fit = controlled(broken={})
+    fit.until(3, tmp_path / "both.npz", quiet=True)
+    for setting, other in [
+        ("control", None),
+        ("control", KlControl(("kl_1", "kl_3"), (4, 16))),
+        ("guard", None),
+    ]:
+        changed = controlled()
+        setattr(changed, setting, other)
+        with pytest.raises(CheckpointError, match=f"another {setting} setting"):
+            changed.restore(tmp_path / "both.npz")
+    for setting in ("control", "guard"):
+        fewer = controlled(broken={})
+        setattr(fewer, setting, None)
+        fewer.save(tmp_path / "fewer.npz", {})
+        with pytest.raises(CheckpointError, match=f"another {setting} setting"):
+            controlled().restore(tmp_path / "fewer.npz")
+
+
+def test_a_run_with_neither_keeps_nothing_of_them(tmp_path):
+    """So it reads the files of runs from before there were any, and they read its files."""
+    fit, again = make(), make()
+    fit.until(3, tmp_path / "c.npz", quiet=True)
+    groups = {name.partition("/")[0] for name in load(tmp_path / "c.npz")[0]}
+    assert groups == {"theta", "step", "optimiser", "ema", "buffers", "history"}
+    again.restore(tmp_path / "c.npz")
+    assert_same_run(fit, again)
