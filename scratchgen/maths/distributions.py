@@ -101,6 +101,33 @@ def normal_kl(mean_q, logvar_q, mean_p, logvar_p):
     return 0.5 * (expm1_minus(r) + scaled * scaled), pullback
 
 
+def residual_normal_kl(d_mean, d_logvar, logvar):
+    """KL(N(m + Δ, e^(λ+r)) ‖ N(m, e^λ)) = ½ [e^r - 1 - r + Δ² e^(-λ)], elementwise; m cancels.
+
+    Args:
+        d_mean, d_logvar: (...), Δ and r, by how much q departs from p.
+        logvar: (...), λ, that of p.
+
+    Returns:
+        kl: (...), nats, ≥ 0.
+        pullback: d_kl -> (d_d_mean, d_d_logvar, d_logvar).
+
+    Source: VAE-5, [Vahdat 2020]
+    """
+    xp = namespace(d_mean)
+    inverse = xp.exp(-0.5 * logvar)
+    scaled = d_mean * inverse
+
+    def pullback(d_kl):
+        return (
+            d_kl * scaled * inverse,
+            0.5 * d_kl * xp.expm1(d_logvar),
+            -0.5 * d_kl * scaled * scaled,
+        )
+
+    return 0.5 * (expm1_minus(d_logvar) + scaled * scaled), pullback
+
+
 def standard_normal_kl(mean, logvar):
     """KL(N(mean, e^logvar) ‖ N(0, 1)) = ½ [mean² + e^logvar - 1 - logvar], elementwise.
 
