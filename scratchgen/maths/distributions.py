@@ -89,16 +89,13 @@ def normal_kl(mean_q, logvar_q, mean_p, logvar_p):
 
     Source: VAE-5
     """
-    xp = namespace(mean_q)
-    r, inverse = logvar_q - logvar_p, xp.exp(-0.5 * logvar_p)
-    scaled = (mean_q - mean_p) * inverse
+    kl, residual_pullback = residual_normal_kl(mean_q - mean_p, logvar_q - logvar_p, logvar_p)
 
     def pullback(d_kl):
-        d_mean = d_kl * scaled * inverse
-        d_r = 0.5 * d_kl * xp.expm1(r)
-        return d_mean, d_r, -d_mean, -d_r - 0.5 * d_kl * scaled * scaled
+        d_mean, d_r, d_logvar_p = residual_pullback(d_kl)
+        return d_mean, d_r, -d_mean, d_logvar_p - d_r
 
-    return 0.5 * (expm1_minus(r) + scaled * scaled), pullback
+    return kl, pullback
 
 
 def residual_normal_kl(d_mean, d_logvar, logvar):

@@ -48,6 +48,8 @@ class Hierarchy(Module):
         Returns:
             nll: (N,), nats.
             log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
+
+        Source: ELBO-6
         """
 
     @abstractmethod
@@ -70,7 +72,9 @@ class Hierarchy(Module):
             (N, ...).
 
         Raises:
-            ValueError: there are not so many latents.
+            ValueError: eps does not fit, or there are not so many latents.
+
+        Source: HVAE-4
         """
 
     def log_weights(self, x, eps: Sequence):
@@ -106,16 +110,23 @@ class Hierarchy(Module):
         nll, nll_pullback = self.likelihood.nll(x, h)
         return example_sum(nll), lambda d: decoder_pullback(nll_pullback(per_example(d, nll)))
 
-    def require_noise(self, eps: Sequence, n: int) -> None:
-        """Refuse noise that is not one array for each level.
+    def require_noise(self, eps: Sequence, n: int | None = None) -> int:
+        """The number of examples, once the noise is one array for each level.
+
+        Args:
+            eps: for each level (N, *its shape).
+            n: N; unless given, that of the first level.
 
         Raises:
             ValueError: there are more or fewer, or one has another shape.
         """
+        if n is None:
+            n = eps[0].shape[0] if eps else 0
         want = [(n, *shape) for shape in self.latents]
         got = [tuple(e.shape) for e in eps]
         if got != want:
             raise ValueError(f"eps must have one array for each level, of shapes {want}; got {got}")
+        return n
 
     def kept(self, keep: int | None) -> int:
         """How many latents a `keep` of `reconstruct` stands for.

@@ -82,7 +82,8 @@ class Level(Module):
         mean_p, logvar_p, _ = self._prior(s, eps, None)
         d_mean, d_logvar = halves(self.posterior(s, h)[0])
         z, _ = reparameterise(mean_p + d_mean, logvar_p + d_logvar, eps)
-        from_prior = (z - mean_p) * namespace(z).exp(-0.5 * logvar_p)
+        scale = namespace(logvar_p).exp(-0.5 * logvar_p)
+        from_prior, _ = reparameterise(d_mean * scale, d_logvar, eps)  # (z - μ) e^(-λ/2)
         log_ratio = normal_log_pdf(from_prior) - normal_log_pdf(eps) + 0.5 * d_logvar
         kl, _ = residual_normal_kl(d_mean, d_logvar, logvar_p)
         return self.merge(s, z)[0], example_sum(log_ratio), kl
@@ -119,8 +120,8 @@ class LadderHvae(Hierarchy):
         likelihood: p(x | h), one of maths/likelihoods.py.
 
     Raises:
-        ValueError: the numbers of encoders, levels and latents differ, or a level below the top
-            has no prior.
+        ValueError: the numbers of encoders, levels and latents differ, or not just the top level
+            is without a prior net.
 
     Source: HVAE-4, HVAE-5, [Vahdat 2020]
     """
@@ -142,7 +143,10 @@ class LadderHvae(Hierarchy):
             )
         for i, level in enumerate(levels):
             if (level.prior is None) != (i == 0):
-                raise ValueError(f"the top's prior is N(0, I), every other level has a net: {i}")
+                raise ValueError(
+                    "the first level has prior=None, which is N(0, I), and every other a net; "
+                    f"level {i} has {level.prior}"
+                )
         self.encoders, self.levels = tuple(encoders), tuple(levels)
         self.start = Parameter(tuple(start), zero_values)
 
@@ -168,13 +172,13 @@ class LadderHvae(Hierarchy):
 
         Source: HVAE-6, ELBO-6
         """
-        self.require_noise(eps, x.shape[0])
+        n = self.require_noise(eps, x.shape[0])
         features, features_pullback = self._features(x, stream)
-        s, start_pullback = self._start(x)
+        s, start_pullback = self._start(n)
         kls, pullbacks = [], []
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
-            inner = None if stream is None else stream.at("levels", i)
-            (s, kl), pull = level(s, h, eps[i], stream=inner)
+            own = None if stream is None else stream.at("levels", i)
+            (s, kl), pull = level(s, h, eps[i], stream=own)
             kls.append(kl)
             pullbacks.append(pull)
         reconstruction, nll_pullback = self.nll(x, s, stream)
@@ -185,7 +189,7 @@ class LadderHvae(Hierarchy):
                 ds, dh = pull(ds, d_kl)
                 d_features.append(dh)
             start_pullback(ds)
-            features_pullback(d_features)
+            features_pullback(d_features[::-1])
 
         return (reconstruction, *kls), pullback
 
@@ -200,13 +204,18 @@ class LadderHvae(Hierarchy):
 
         Returns:
             nll: (N,), nats.
-            log_ratios: L arrays (N,), nats.
+            log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
+
+        Raises:
+            ValueError: eps does not fit, or there is no such level.
 
         Source: ELBO-6, HVAE-6
         """
-        self.require_noise(eps, x.shape[0])
+        n = self.require_noise(eps, x.shape[0])
+        if replaced is not None and replaced not in range(len(self.levels)):
+            raise ValueError(f"there are the levels 0 to {len(self.levels) - 1}, not {replaced}")
         features, _ = self._features(x, None)
-        (s, _), log_ratios = self._start(x), []
+        (s, _), log_ratios = self._start(n), []
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             if i == replaced:
                 s, log_ratio = level.generate(s, eps[i]), zeros((x.shape[0],), like=x)
@@ -225,11 +234,14 @@ class LadderHvae(Hierarchy):
         Returns:
             L arrays (N, *shape of z_l), nats.
 
+        Raises:
+            ValueError: eps does not fit.
+
         Source: HVAE-6, VAE-10
         """
-        self.require_noise(eps, x.shape[0])
+        n = self.require_noise(eps, x.shape[0])
         features, _ = self._features(x, None)
-        (s, _), found = self._start(x), []
+        (s, _), found = self._start(n), []
         for level, h, e in zip(self.levels, features, eps, strict=True):
             s, _, kl = level.look(s, h, e)
             found.append(kl)
@@ -240,10 +252,12 @@ class LadderHvae(Hierarchy):
 
         A temperature below 1 is a smaller eps, and each level may have its own.
 
+        Raises:
+            ValueError: eps does not fit.
+
         Source: HVAE-4
         """
-        self.require_noise(eps, eps[0].shape[0])
-        s, _ = self._start(eps[0])
+        s, _ = self._start(self.require_noise(eps))
         for level, e in zip(self.levels, eps, strict=True):
             s = level.generate(s, e)
         return self.decode(s)
@@ -264,37 +278,38 @@ class LadderHvae(Hierarchy):
 
         Source: HVAE-5, HVAE-4
         """
-        self.require_noise(eps, x.shape[0])
+        n = self.require_noise(eps, x.shape[0])
         keep = self.kept(keep)
         features, _ = self._features(x, None)
-        s, _ = self._start(x)
+        s, _ = self._start(n)
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             s = level.look(s, h, eps[i])[0] if i < keep else level.generate(s, eps[i])
         return self.decode(s)
 
     def _features(self, x, stream):
-        """h_1, ..., h_L, from the top, and the pullback of their cotangents in that order reversed.
+        """h_1, ..., h_L, from the top, and their pullback: dh_1, ..., dh_L -> None.
 
         Source: HVAE-5
         """
         h, found, pullbacks = x, [], []
         for i, encoder in enumerate(self.encoders):
-            h, pull = self.run(f"encoders.{i}", encoder, h, stream=stream, key=i)
+            h, pull = self.run(f"encoders.{i}", encoder, h, stream=stream)
             found.append(h)
             pullbacks.append(pull)
 
         def pullback(d_features):
             dh = 0.0
-            for d, pull in zip(reversed(d_features), reversed(pullbacks), strict=True):
+            for d, pull in zip(d_features, reversed(pullbacks), strict=True):
                 dh = pull(d + dh)
 
         return found[::-1], pullback
 
-    def _start(self, like):
-        """s_0 for every row of `like`, and its pullback."""
-        start, n = self.start.read(), like.shape[0]
+    def _start(self, n: int):
+        """s_0 for n examples, and its pullback."""
+        start = self.start.read()
 
         def pullback(ds):
             start.accumulate_product(ones((n, 1), like=ds), namespace(ds).reshape(ds, (n, -1)))
 
-        return start.value[None, ...] + zeros((n, *self.start.shape), like=like), pullback
+        xp = namespace(start.value)
+        return xp.broadcast_to(start.value[None, ...], (n, *self.start.shape)), pullback

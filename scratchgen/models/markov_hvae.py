@@ -74,33 +74,27 @@ class MarkovHvae(Hierarchy):
 
         Source: HVAE-3, ELBO-6
         """
-        climbed = self._climb(x, eps, stream)
-        z = [step[2] for step in climbed]
-        kl, kl_pullback = standard_normal_kl(*climbed[0][:2])
+        laws, z, climbs = self._climb(x, eps, stream)
+        kl, kl_pullback = standard_normal_kl(*laws[0])
         kls, steps = [example_sum(kl)], []
         for i, prior in enumerate(self.priors, start=1):
             law, law_pullback = self.run(f"priors.{i - 1}", prior, z[i - 1], stream=stream)
             nll, nll_pullback = normal_nll(z[i], *halves(law))
-            kls.append(example_sum(nll + normal_log_pdf(eps[i]) - 0.5 * climbed[i][1]))
+            kls.append(example_sum(nll + normal_log_pdf(eps[i]) - 0.5 * laws[i][1]))
             steps.append((nll_pullback, law_pullback))
         reconstruction, decoder_pullback = self.nll(x, z[-1], stream)
 
         def pullback(d_reconstruction, *d_kls):
-            xp = namespace(d_reconstruction)
             down = [per_example(d, e) for d, e in zip(d_kls, eps, strict=True)]
             dz = [0.0] * (len(z) - 1) + [decoder_pullback(d_reconstruction)]
+            d_laws = [kl_pullback(down[0])]
             for i, (nll_pullback, law_pullback) in enumerate(steps, start=1):
                 d_below, d_mean, d_logvar = nll_pullback(down[i])
                 dz[i] = dz[i] + d_below
-                dz[i - 1] = dz[i - 1] + law_pullback(xp.concat([d_mean, d_logvar], axis=-1))
-            for i, (_, _, _, z_pullback, encoder_pullback) in enumerate(climbed):
-                d_mean, d_logvar = z_pullback(dz[i])
-                if i == 0:
-                    of_mean, of_logvar = kl_pullback(down[0])
-                    d_mean, d_logvar = d_mean + of_mean, d_logvar + of_logvar
-                else:
-                    d_logvar = d_logvar - 0.5 * down[i]
-                d_below = encoder_pullback(xp.concat([d_mean, d_logvar], axis=-1))
+                dz[i - 1] = dz[i - 1] + law_pullback(_joined(d_mean, d_logvar))
+                d_laws.append((0.0, -0.5 * down[i]))
+            for i, climb_pullback in enumerate(climbs):
+                d_below = climb_pullback(dz[i], *d_laws[i])
                 if i + 1 < len(z):
                     dz[i + 1] = dz[i + 1] + d_below
 
@@ -117,16 +111,18 @@ class MarkovHvae(Hierarchy):
             nll: (N,), nats.
             log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
 
+        Raises:
+            ValueError: eps does not fit.
+
         Source: HVAE-3, ELBO-6
         """
-        climbed = self._climb(x, eps, None)
-        z = [step[2] for step in climbed]
+        laws, z, _ = self._climb(x, eps, None)
         log_p = [normal_log_pdf(z[0])]
         for i, prior in enumerate(self.priors, start=1):
             log_p.append(-normal_nll(z[i], *halves(prior(z[i - 1])[0]))[0])
         log_ratios = [
-            example_sum(p - normal_log_pdf(e) + 0.5 * step[1])
-            for p, e, step in zip(log_p, eps, climbed, strict=True)
+            example_sum(p - normal_log_pdf(e) + 0.5 * logvar)
+            for p, e, (_, logvar) in zip(log_p, eps, laws, strict=True)
         ]
         return self.nll(x, z[-1])[0], log_ratios
 
@@ -135,9 +131,12 @@ class MarkovHvae(Hierarchy):
 
         A temperature below 1 is a smaller eps, and each level may have its own.
 
+        Raises:
+            ValueError: eps does not fit.
+
         Source: HVAE-1
         """
-        self.require_noise(eps, eps[0].shape[0])
+        self.require_noise(eps)
         return self.decode(self._descend(eps[0], eps[1:]))
 
     def reconstruct(self, x, eps: Sequence, keep: int | None = None):
@@ -156,12 +155,12 @@ class MarkovHvae(Hierarchy):
 
         Source: HVAE-1, HVAE-2
         """
+        self.require_noise(eps, x.shape[0])
         keep = self.kept(keep)
         if keep == 0:
-            self.require_noise(eps, x.shape[0])
             return self.sample(eps)
-        z = self._climb(x, eps, None)[keep - 1][2]
-        return self.decode(self._descend(z, eps[keep:]))
+        _, z, _ = self._climb(x, eps, None)
+        return self.decode(self._descend(z[keep - 1], eps[keep:]))
 
     def _descend(self, z, eps: Sequence):
         """From some z_l down to z_L, with as many steps as there is noise.
@@ -169,19 +168,41 @@ class MarkovHvae(Hierarchy):
         Source: HVAE-1
         """
         for prior, e in zip(self.priors[len(self.priors) - len(eps) :], eps, strict=True):
-            z, _ = reparameterise(*halves(prior(z)[0]), e)
+            mean, logvar = halves(prior(z)[0])
+            z, _ = reparameterise(mean, logvar, e)
         return z
 
     def _climb(self, x, eps: Sequence, stream):
-        """For every level from the top: mean, logvar and z of its q, and the pullbacks of both.
+        """Up the encoders: of every level, from the top, (mean, logvar) of q, z and a pullback.
+
+        The pullback: (dz, d_mean, d_logvar) -> the cotangent of what stands below, where the last
+        two are those of q's own parameters.
 
         Source: HVAE-2
         """
         self.require_noise(eps, x.shape[0])
         z, found = x, []
-        for i, encoder in enumerate(self.encoders):
-            law, encoder_pullback = self.run(f"encoders.{i}", encoder, z, stream=stream, key=i)
-            mean, logvar = halves(law)
-            z, z_pullback = reparameterise(mean, logvar, eps[len(eps) - 1 - i])
-            found.append((mean, logvar, z, z_pullback, encoder_pullback))
-        return found[::-1]
+        for i, e in enumerate(reversed(eps)):
+            (law, z), pullback = self._step_up(i, z, e, stream)
+            found.append((law, z, pullback))
+        return zip(*reversed(found), strict=True)
+
+    def _step_up(self, i: int, below, eps, stream):
+        """z from q(z | below) by the i-th encoder.
+
+        Source: HVAE-2
+        """
+        law, encoder_pullback = self.run(f"encoders.{i}", self.encoders[i], below, stream=stream)
+        mean, logvar = halves(law)
+        z, z_pullback = reparameterise(mean, logvar, eps)
+
+        def pullback(dz, d_mean, d_logvar):
+            of_mean, of_logvar = z_pullback(dz)
+            return encoder_pullback(_joined(of_mean + d_mean, of_logvar + d_logvar))
+
+        return ((mean, logvar), z), pullback
+
+
+def _joined(d_mean, d_logvar):
+    """The cotangent of both halves of a net's output."""
+    return namespace(d_mean).concat([d_mean, d_logvar], axis=-1)
