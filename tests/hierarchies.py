@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scratchgen.core.arrays import namespace
-from scratchgen.core.module import FlatParameters, Module, Parameter
+from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import tanh
 from scratchgen.layers.combinators import Sequential
@@ -100,11 +100,8 @@ class World:
     def _arrows(self, seed, levels):
         """From every level to the next; where not Markovian, to all that come after."""
         gap = np.subtract.outer(levels, levels)
-        return (
-            0.6
-            * normals(seed, len(levels), len(levels))
-            * ((gap == 1) if self.markov else (gap > 0))
-        )
+        there = gap == 1 if self.markov else gap > 0
+        return 0.6 * normals(seed, len(levels), len(levels)) * there
 
     def build(self, seed):
         """Make self.model from the matrices."""
@@ -116,10 +113,8 @@ class World:
 
     def q(self, level, given):
         """q(z_level | given): matrix, offset and logvar."""
-        rows, columns = (
-            [self.order.index(node) for node in nodes] for nodes in (self.nodes[level], given)
-        )
-        return self._law(self.q_of_all, rows, columns)
+        at = self.order.index
+        return self._law(self.q_of_all, list(map(at, self.nodes[level])), list(map(at, given)))
 
     def _law(self, network, rows, columns):
         matrix = network.arrows[np.ix_(rows, columns)].T
@@ -292,11 +287,8 @@ def weights_are_densities(world, seed):
     close(sum(log_ratios) - nll, p - q, size)
     close(world.model.log_weights(x, eps), p - q, size)
     w, b, logvar = world.p(len(world.shapes), world.z)
-    close(
-        nll,
-        -Gaussian(np.zeros(len(b)), np.diag(np.exp(logvar))).log_prob(world.x - z @ w - b),
-        size,
-    )
+    noise = Gaussian(np.zeros(len(b)), np.diag(np.exp(logvar)))
+    close(nll, -noise.log_prob(world.x - z @ w - b), size)
 
 
 def ratios_average_to_the_kls(world):
@@ -362,6 +354,17 @@ def more_samples_tighten_the_bound(kind, seed, n=4000):
     assert world.evidence - found[-1][0] < 0.1 * (world.evidence - found[0][0])
 
 
+class Beside(Module):
+    """A net for the mean, and beside it a constant log-variance for each channel."""
+
+    def __init__(self, net, logvar):
+        self.net, self.logvar = net, logvar
+
+    def __call__(self, *inputs):
+        mean, _ = self.net(*inputs)
+        return np.concatenate([mean, 0.0 * mean + self.logvar], axis=-1), None  # values only
+
+
 class Joined(Module):
     """A net of two inputs: what it is given, end to end on the last axis, through one net."""
 
@@ -381,7 +384,7 @@ class Joined(Module):
         return y, pullback
 
 
-class Second:
+class Second(Module):
     """(a, b) -> net(b): a net of two inputs that does not look at the first."""
 
     def __init__(self, net=None):
@@ -454,31 +457,27 @@ def batch(model, likelihood, seed, count=3):
 
 def is_the_vae(model, vae, params, seed):
     """Number for number, where the model has one latent of two numbers and the VAE's nets."""
-    FlatParameters(Rest(model, params), Stream(seed, NUMPY))
-    x, eps = batch(model, model.likelihood, seed)
-    found = []
-    for it, noise in ((model, eps), (vae, eps[0][None])):
+    x, (eps,) = batch(model, model.likelihood, seed)
+
+    def terms_and_gradient(it, noise):
         terms, pullback = it.loss(x, noise)
         with params.gradient_into(np.zeros_like(params.theta)) as gradient:
             pullback(*(normals(seed + 5 + i, len(x)) for i in range(2)))
-        found.append([*terms, gradient])
-    nll, (log_ratio,) = model.weigh(x, eps)
-    want_nll, want_ratio = vae.weigh(x, eps[0][None])
-    found[0] += [nll, log_ratio, model.log_weights(x, eps), model.sample(eps)]
-    found[1] += [want_nll[0], want_ratio[0], vae.log_weights(x, eps[0][None])[0]]
-    found[1].append(vae.sample(eps[0]))
-    found[0].append(model.reconstruct(x, [0.0 * eps[0]]))
-    found[1].append(vae.reconstruct(x))
-    for got, want in zip(*found, strict=True):
+        return [*terms, gradient]
+
+    nll, (log_ratio,) = model.weigh(x, [eps])
+    want_nll, want_ratio = vae.weigh(x, eps[None])
+    pairs = [
+        *zip(terms_and_gradient(model, [eps]), terms_and_gradient(vae, eps[None]), strict=True),
+        (nll, want_nll[0]),
+        (log_ratio, want_ratio[0]),
+        (model.log_weights(x, [eps]), vae.log_weights(x, eps[None])[0]),
+        (model.sample([eps]), vae.sample(eps)),
+        (model.sample([0.7 * eps]), vae.sample(eps, 0.7)),
+        (model.reconstruct(x, [0.0 * eps]), vae.reconstruct(x)),
+    ]
+    for got, want in pairs:
         oracle.assert_close(got, want, 1e-14, "value")
-
-
-class Rest(Module):
-    """The parameters of a module that no vector owns yet."""
-
-    def __init__(self, module, params):
-        owned = list(params.table.values())
-        self.own = [p for _, p in module.named(Parameter) if p not in owned]
 
 
 def gradients_are_right(model, likelihood, seed, stream=None):

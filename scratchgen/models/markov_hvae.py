@@ -55,8 +55,8 @@ class MarkovHvae(Hierarchy):
             kl_1           = KL(q(z_1 | z_2) ‖ p(z_1)), in closed form
             kl_l           = log q(z_l | z_{l+1}) - log p(z_l | z_{l-1}), l ≥ 2
 
-        Only the sum of the kl_l is a divergence in the mean. A single one need not be positive: in
-        it z_l is drawn given both its neighbours.
+        Only their sum is a divergence in the mean. A single kl_l below the top need not be positive
+        even there, for given both its neighbours z_l no longer follows q(z_l | z_{l+1}).
 
         Args:
             x: (N, ...), data.

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
+from scratchgen.layers.affine import Linear
 from scratchgen.maths import likelihoods as lk
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.models.vae import Vae
@@ -41,7 +43,7 @@ def test_elbo_plus_gap_is_the_evidence(world):
 def test_at_the_exact_posterior_every_weight_is_the_evidence(world, seed):
     """The posterior of a chain is a chain, and then the loss too is log p(x) at every noise.
 
-    But for its top term: that is the divergence in closed form, and the others its log-ratio.
+    But for its top term, which is a divergence in closed form; the others are log-ratios.
     """
     h.every_weight_is_the_evidence(world, seed)
     eps = world.noise(seed)
@@ -86,7 +88,7 @@ def test_a_lower_term_alone_is_no_divergence():
     """q(z_2 | x) = N(0, 1), q(z_1 | z_2) = N(z_2, 0.05), p(z_2 | z_1) = N(z_1, 0.1).
 
     kl_2 = ½ [log 0.1 + 0.05/0.1 - 1] = -1.401 < 0, and kl_1 = ½ [1 - log 0.05 + 0.05 - 1] = 1.523:
-    given z_2 and z_1 both, q has not the one neighbour only that p(z_2 | z_1) has.
+    p(z_2 | z_1) is narrow, but around a z_1 that hangs on this very z_2.
     """
     one = np.eye(1)
 
@@ -148,6 +150,28 @@ def test_the_first_latents_are_kept(world, seed, data):
 @given(worlds, seeds())
 def test_x_reaches_the_decoder_through_latents_only(world, seed):
     h.nothing_of_x_without_latents(world, seed)
+
+
+class LinearWorld(MarkovWorld):
+    """The same chain of real linear layers."""
+
+    def _net(self, law, shape):
+        matrix, offset, logvar = law
+        layer = Linear(*matrix.shape)
+        FlatParameters(layer, Stream(0, NUMPY)).theta = np.concatenate([matrix.T.ravel(), offset])
+        return h.Beside(layer, logvar)
+
+
+@pytest.mark.equation("HVAE-1")
+@pytest.mark.equation("HVAE-2")
+@pytest.mark.equation("HVAE-3")
+@pytest.mark.parametrize("seed", range(3))
+def test_real_linear_layers_obey_the_same_laws(seed):
+    world = LinearWorld(seed, depth=3)
+    h.the_loss_and_the_gap_make_the_evidence(world)
+    h.weights_are_densities(world, seed)
+    h.samples_have_the_law_of_the_model(world, [0.5, 0.8, 1.0])
+    h.the_first_are_kept(world, seed, 2)
 
 
 @pytest.mark.equation("ELBO-2")
