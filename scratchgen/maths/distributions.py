@@ -89,16 +89,40 @@ def normal_kl(mean_q, logvar_q, mean_p, logvar_p):
 
     Source: VAE-5
     """
-    xp = namespace(mean_q)
-    r, inverse = logvar_q - logvar_p, xp.exp(-0.5 * logvar_p)
-    scaled = (mean_q - mean_p) * inverse
+    kl, residual_pullback = residual_normal_kl(mean_q - mean_p, logvar_q - logvar_p, logvar_p)
 
     def pullback(d_kl):
-        d_mean = d_kl * scaled * inverse
-        d_r = 0.5 * d_kl * xp.expm1(r)
-        return d_mean, d_r, -d_mean, -d_r - 0.5 * d_kl * scaled * scaled
+        d_mean, d_r, d_logvar_p = residual_pullback(d_kl)
+        return d_mean, d_r, -d_mean, d_logvar_p - d_r
 
-    return 0.5 * (expm1_minus(r) + scaled * scaled), pullback
+    return kl, pullback
+
+
+def residual_normal_kl(d_mean, d_logvar, logvar):
+    """KL(N(m + Δ, e^(λ+r)) ‖ N(m, e^λ)) = ½ [e^r - 1 - r + Δ² e^(-λ)], elementwise; m cancels.
+
+    Args:
+        d_mean, d_logvar: (...), Δ and r, by how much q departs from p.
+        logvar: (...), λ, that of p.
+
+    Returns:
+        kl: (...), nats, ≥ 0.
+        pullback: d_kl -> (d_d_mean, d_d_logvar, d_logvar).
+
+    Source: VAE-5, [Vahdat 2020]
+    """
+    xp = namespace(d_mean)
+    inverse = xp.exp(-0.5 * logvar)
+    scaled = d_mean * inverse
+
+    def pullback(d_kl):
+        return (
+            d_kl * scaled * inverse,
+            0.5 * d_kl * xp.expm1(d_logvar),
+            -0.5 * d_kl * scaled * scaled,
+        )
+
+    return 0.5 * (expm1_minus(d_logvar) + scaled * scaled), pullback
 
 
 def standard_normal_kl(mean, logvar):

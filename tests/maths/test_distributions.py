@@ -70,6 +70,23 @@ def test_standard_normal_kl_is_the_special_case(pair):
 
 
 @pytest.mark.equation("VAE-5")
+@given(normal_pairs(), reals(1.0))
+def test_residual_kl_is_the_general_one_whatever_the_mean(pair, mean):
+    """N(m + Δ, e^(λ+r)) against N(m, e^λ), by quadrature; nothing is left at Δ = r = 0."""
+    d_mean, d_logvar, _, logvar = pair
+    kl, _ = d.residual_normal_kl(d_mean, d_logvar, logvar)
+    args = (mean + d_mean, logvar + d_logvar, mean + 0.0 * logvar, logvar)
+    columns = [a[:, None] for a in args]
+    want = quadrature(lambda z: log_ratio(z, *columns), *args[:2])
+    np.testing.assert_allclose(kl, want, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(kl, d.normal_kl(*args)[0], rtol=1e-9, atol=1e-9)
+    zero = 0.0 * logvar
+    none, pullback = d.residual_normal_kl(zero, zero, logvar)
+    assert not np.any(none)
+    assert not np.any(pullback(1.0 + zero))
+
+
+@pytest.mark.equation("VAE-5")
 def test_kl_grows_without_bound_as_the_posterior_narrows():
     """Collapse to a point costs infinitely many nats: 1.81, 6.41, 13.3 at σ = 1e-1, 1e-3, 1e-6."""
     logvar = 2.0 * np.log([1e-1, 1e-3, 1e-6])
@@ -258,6 +275,7 @@ def test_pullbacks_of_costs(seed, n, k):
 def test_pullbacks_of_divergences(seed, n, k):
     a, b, c, e = (normals(seed + i, n, k) for i in range(4))
     oracle.check_pullback(d.normal_kl, a, b, c, e)
+    oracle.check_pullback(d.residual_normal_kl, a, b, c)
     oracle.check_pullback(d.standard_normal_kl, a, b)
 
 
@@ -312,6 +330,7 @@ def test_every_backend_agrees(born):
         yield d.reparameterise(p, q, made.asarray(normals(5, 2, 3, 4))), normals(6, 2, 3, 4)
         yield d.normal_nll(p, q, r), a
         yield d.normal_kl(p, q, r, s), a
+        yield d.residual_normal_kl(p, q, r), a
         yield d.standard_normal_kl(p, q), a
         yield d.bernoulli_nll(pixels, p), a
         yield d.discretised_logistic_nll(pixels, p, q, 17), a
