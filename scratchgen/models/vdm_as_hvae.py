@@ -75,10 +75,11 @@ def as_ladder_hvae(vdm: Vdm, steps: int, like) -> LadderHvae:
     Source: VDM-1, VDM-9
     """
     stops = _fixed_stops(vdm, steps, like)
-    merges = [Second(Denoise(vdm, now)) for now in stops[:-1]] + [Second(Sequential())]
+    denoise = [Denoise(vdm, now) for now in stops[:-1]]
+    merges = [Second(layer) for layer in (*denoise, Sequential())]  # the last one keeps z alone
     levels = [Level(None, Second(forward_step(stops[0], CLEAN)), merges[0])]
-    for pair, merge in zip(pairs(stops), merges[1:], strict=True):
-        levels.append(Level(reverse_step(*pair), residual(*pair), merge))
+    for i, pair in enumerate(pairs(stops), start=1):
+        levels.append(Level(reverse_step(*pair), residual(*pair), merges[i]))
     ladder: Any = LadderHvae(
         encoders=[Sequential() for _ in stops],
         levels=levels,
@@ -139,9 +140,9 @@ def residual(now: Stop, before: Stop):
 
         def pullback(d):
             dx = c0 * halves(d)[0]
-            return xp.concat([0.0 * dx, -dx], axis=-1), dx
+            return xp.concat([xp.zeros_like(dx), -dx], axis=-1), dx
 
-        return xp.concat([gap, 0.0 * gap], axis=-1), pullback
+        return xp.concat([gap, xp.zeros_like(gap)], axis=-1), pullback
 
     return layer
 
@@ -152,9 +153,10 @@ class Denoise(Module):
     Source: VDM-1
     """
 
+    draws = True  # if the net does
+
     def __init__(self, vdm: Vdm, now: Stop):
         self.net, self.parameterisation, self.now = vdm.net, vdm.parameterisation, now
-        self.draws = getattr(vdm.net, "draws", False)
 
     def __call__(self, z, stream=None):
         """z_t (N, ..., C) -> (N, ..., 2C), and its pullback.
@@ -179,8 +181,10 @@ class Denoise(Module):
 class Second(Module):
     """(s, h) -> layer(h), for a level that asks the state above for nothing."""
 
+    draws = True  # if the layer does
+
     def __init__(self, layer):
-        self.layer, self.draws = layer, getattr(layer, "draws", False)
+        self.layer = layer
 
     def __call__(self, s, h, stream=None):
         """s, h (N, ...) -> y, pullback: dy -> (0, dh)."""

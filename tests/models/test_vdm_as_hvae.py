@@ -57,7 +57,7 @@ def small(way, seed=1, born=NUMPY, dropout=0.0):
 class Wave(Module):
     """A net without parameters, for data of any shape."""
 
-    def __call__(self, z, time, stream=None):
+    def __call__(self, z, time):
         xp = namespace(z)
         phase = z + xp.reshape(time, (-1,) + (1,) * (z.ndim - 1))
         return xp.sin(phase), lambda d: (xp.cos(phase) * d, None)
@@ -218,6 +218,7 @@ def test_latents_have_the_data_s_shape_and_the_encoder_nothing_to_learn(build, s
     learning, _ = small(p.Epsilon())
     found = {id(one) for _, one in build(learning, steps, x).named(Parameter)}
     assert found == {id(one) for _, one in learning.named(Parameter)}
+    assert as_ladder_hvae(model, steps, x).start.read().value.size == 0
     encoders = build(learning, steps, x).encoders
     assert not any(isinstance(one, Module) and any(one.named(Parameter)) for one in encoders)
 
@@ -245,11 +246,12 @@ def test_every_part_has_the_right_pullback(way, seed):
     model, _ = small(way, seed)
     now, before = model.stops(3, np.zeros(1))[1:3]
     x, z, both = codes(seed, 2, DIMS), normals(seed, 2, DIMS), normals(seed + 1, 2, 2 * DIMS)
+    image, two = normals(seed, 2, 3, 2), normals(seed + 1, 2, 3, 4)
     likelihood = LastStep(model.decoder, before)
     for layer, inputs in (
-        (forward_step(now, before), [z]),
-        (reverse_step(now, before), [both]),
-        (residual(now, before), [both, z]),
+        (forward_step(now, before), [image]),
+        (reverse_step(now, before), [two]),
+        (residual(now, before), [two, image]),
         (Denoise(model, now), [z]),
         (Second(Denoise(model, now)), [both, z]),
         (lambda h: likelihood.nll(x, h), [z]),
@@ -264,17 +266,21 @@ def test_a_net_that_gives_no_cotangent_is_trained_the_same(build, seed):
         def __init__(self, net):
             self.net = net
 
-        def __call__(self, z, time, stream=None):
+        def __call__(self, z, time):
             y, pullback = self.net(z, time)
             return y, lambda d: (None, pullback(d)[1])
 
-    model, params = small(p.KWay(K), seed)
+    model, params = small(p.Clean(), seed)
     silent = Vdm(Silent(model.net), model.gamma, model.parameterisation, model.decoder)
     x, eps, d = codes(seed, 4, DIMS), normals(seed, 3, 4, DIMS), normals(seed, 4, 4)
-    (want, pull), (got, pullback) = (build(one, 2, x).loss(x, eps) for one in (model, silent))
+    (want, pull), (got, pullback) = (
+        build(one, 2, x).loss(x, eps, Stream(seed, NUMPY)) for one in (model, silent)
+    )
     np.testing.assert_array_equal(got, want)
     a, b = gradient(params, pullback, d), gradient(params, pull, d)
     oracle.assert_close(a, b, 1e-11, "gradient")
+    _, pullback = Denoise(silent, model.stops(2, x)[0])(x)
+    np.testing.assert_array_equal(pullback(np.ones((4, 2 * DIMS))), np.ones_like(x))
 
 
 @either
