@@ -204,8 +204,8 @@ class LastStep:
     def nll(self, x, h):
         """x, h (N, ..., C) -> nll (N, 1, ...) in nats, pullback: d_nll -> dh.
 
-        As a function of x the likelihood is N(z; √ᾱ x, 1-ᾱ) over something else than z, so
-        ∂nll/∂z = √ᾱ/(1-ᾱ) (E[x | z] - x), whatever values x may take.
+        Either decoder is N(z; √ᾱ x, 1-ᾱ) divided by its sum or integral over x. So
+        ∂nll/∂z = √ᾱ/(1-ᾱ) (E[x | z] - x).
         """
         level = self.now.level_beside(h)
         signal, noise = signal_and_noise(level, h)
