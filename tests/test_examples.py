@@ -14,6 +14,7 @@ UNITS = {
     "ddpm_densities": "nats",
     "ddpm_digits": "bits/dim",
     "forward_densities": "total variation",
+    "from_vae_to_diffusion": "nats",
     "linear_vae": "nats",
     "vae_digits": "bits/dim",
     "vdm_digits": "bits/dim",
@@ -46,3 +47,17 @@ def test_a_direction_not_worth_its_rate_collapses(tmp_path):
     assert all(abs(gap) < 1e-6 for gap in gaps)
     assert "active latents 2 of 2, |cosine| to their axes [1. 1.]" in said
     assert "active latents 1 of 2, |cosine| to their axes [1.]" in said
+
+
+@pytest.mark.equation("VDM-1")
+def test_one_bound_from_the_vae_to_diffusion(tmp_path):
+    """Every term of the ladders and the sums of the chains, in all the digits that are printed."""
+    command = [sys.executable, str(EXAMPLES / "from_vae_to_diffusion.py")]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in said.splitlines()]
+    found = [row[1:] for row in rows if row and row[0] in ("VAE", "ladder", "chain", "diffusion")]
+    vae, ladder, chain, diffusion, long_ladder, long_chain = (list(map(float, r)) for r in found)
+    for got, want in ((ladder, vae), (chain, vae), (long_ladder, diffusion)):
+        assert got == pytest.approx(want, abs=2e-9)
+    assert long_chain[-1] == pytest.approx(diffusion[-1], abs=2e-9)
+    assert long_chain[1] != pytest.approx(diffusion[1], rel=0.1)
