@@ -36,6 +36,7 @@ from scratchgen.nets.convnet import (
     dcgan_discriminator,
     dcgan_generator,
 )
+from scratchgen.nets.ladder import Injected, Joined, conv_ladder, mlp_ladder
 from scratchgen.nets.mlp import TimedMlp, mlp
 from scratchgen.nets.time import RandomFourier, Raw, Sinusoidal, time_embedding
 from scratchgen.nets.unet import ResBlock, Stage, UNet
@@ -217,6 +218,22 @@ NETS = [
         ((3, 16, 16, 2),),
         tangent=True,
         analytic=False,
+    ),
+    Case("Joined", lambda: Joined(mlp([7, 5, 2])), ((3, 4), (3, 3))),
+    Case("Injected", lambda: Injected(Linear(3, 4), mlp([4, 5, 2])), ((3, 4), (3, 3))),
+    Case(
+        "mlp_ladder, posterior", lambda: mlp_ladder(6, [2, 3], 5, 4).levels[1][1], ((3, 4), (3, 4))
+    ),
+    Case(
+        "conv_ladder, encoder",
+        lambda: conv_ladder((8, 8, 2), [2, 3], 2, 8, 0.2).encoders[1],
+        ((2, 8, 8, 8),),
+        stream=True,
+    ),
+    Case(
+        "conv_ladder, merge",
+        lambda: conv_ladder((8, 8, 2), [2, 3], 2, 8).levels[0][2],
+        ((2, 4, 4, 16), (2, 4, 4, 2)),
     ),
     Case("ResBlock", lambda: ResBlock(4, 8, 5, 4), ((2, 4, 4, 4), (2, 5))),
     Case(

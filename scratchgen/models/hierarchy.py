@@ -27,6 +27,8 @@ class Hierarchy(Module):
         ValueError: there is no latent.
     """
 
+    replaces = False  # whether `weigh` takes a level whose posterior is replaced by its prior
+
     def __init__(self, latents: Sequence[Shape], decoder, likelihood):
         if not latents:
             raise ValueError("a hierarchy needs at least one latent; name the shape of each")
@@ -50,6 +52,20 @@ class Hierarchy(Module):
             log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
 
         Source: ELBO-6
+        """
+
+    @abstractmethod
+    def kl_per_dimension(self, x, eps: Sequence):
+        """What each dimension adds to kl_1, ..., kl_L at one z ~ q(z | x).
+
+        Args:
+            x: (N, ...).
+            eps: for each level (N, *its shape) ~ N(0, I).
+
+        Returns:
+            L arrays (N, *shape of z_l), nats.
+
+        Source: ELBO-6, VAE-10
         """
 
     @abstractmethod
@@ -121,7 +137,7 @@ class Hierarchy(Module):
             ValueError: there are more or fewer, or one has another shape.
         """
         if n is None:
-            n = eps[0].shape[0] if eps else 0
+            n = eps[0].shape[0] if len(eps) else 0
         want = [(n, *shape) for shape in self.latents]
         got = [tuple(e.shape) for e in eps]
         if got != want:

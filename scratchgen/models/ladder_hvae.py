@@ -126,6 +126,8 @@ class LadderHvae(Hierarchy):
     Source: HVAE-4, HVAE-5, [Vahdat 2020]
     """
 
+    replaces = True
+
     def __init__(
         self,
         encoders: Sequence,

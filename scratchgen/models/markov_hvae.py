@@ -126,6 +126,28 @@ class MarkovHvae(Hierarchy):
         ]
         return self.nll(x, z[-1])[0], log_ratios
 
+    def kl_per_dimension(self, x, eps: Sequence):
+        """What each dimension adds to the kl_l of `loss`; below the top it may be negative.
+
+        Args:
+            x: (N, ...).
+            eps: for each level (N, *its shape) ~ N(0, I).
+
+        Returns:
+            L arrays (N, *shape of z_l), nats.
+
+        Raises:
+            ValueError: eps does not fit.
+
+        Source: HVAE-3, VAE-10
+        """
+        laws, z, _ = self._climb(x, eps, None)
+        found = [standard_normal_kl(*laws[0])[0]]
+        for i, prior in enumerate(self.priors, start=1):
+            nll, _ = normal_nll(z[i], *halves(prior(z[i - 1])[0]))
+            found.append(nll + normal_log_pdf(eps[i]) - 0.5 * laws[i][1])
+        return found
+
     def sample(self, eps: Sequence):
         """E[x | z_L] at z from the prior: eps for each level (N, *its shape) -> (N, ...).
 

@@ -51,11 +51,11 @@ def conv_trunk(
     Raises:
         ValueError: the images do not halve to 4×4, or the width is no multiple of 8.
     """
-    channels = _channels(shape, width)
+    channels = conv_channels(shape, width)
     layers: list = [Conv2d(shape[2], width, reads_data=reads_data)]
     for c, c_next in zip(channels[:-1], channels[1:], strict=True):
-        layers += [*_active(c, dropout), Conv2d(c, c_next, kernel=4, stride=2)]
-    layers += [*_active(channels[-1], dropout), reshaped(-1)]
+        layers += [*active(c, dropout), Conv2d(c, c_next, kernel=4, stride=2)]
+    layers += [*active(channels[-1], dropout), reshaped(-1)]
     return Sequential(*layers), SMALLEST**2 * channels[-1]
 
 
@@ -95,12 +95,12 @@ def conv_decoder(shape: Shape, n_in: int, width: int = 32, dropout: float = 0.0)
     Raises:
         ValueError: as for `conv_trunk`.
     """
-    channels = _channels(shape, width)[::-1]
+    channels = conv_channels(shape, width)[::-1]
     first = (SMALLEST, SMALLEST, channels[0])
     layers: list = [Linear(n_in, SMALLEST**2 * channels[0]), reshaped(*first)]
     for c, c_next in zip(channels[:-1], channels[1:], strict=True):
-        layers += [*_active(c, dropout), ConvTranspose2d(c, c_next)]
-    return Sequential(*layers, *_active(width, dropout), Conv2d(width, shape[2]))
+        layers += [*active(c, dropout), ConvTranspose2d(c, c_next)]
+    return Sequential(*layers, *active(width, dropout), Conv2d(width, shape[2]))
 
 
 def conv_classifier(
@@ -176,13 +176,14 @@ def dcgan_discriminator(
     return Sequential(*layers, Conv2d(channels[-1], 1, kernel=4, padding=0), reshaped())
 
 
-def _active(channels: int, dropout: float) -> list:
+def active(channels: int, dropout: float) -> list:
+    """Behind a convolution: group norm with SiLU, and dropout where its rate is not 0."""
     norm = GroupNorm(channels, activation=silu)
     return [norm, Dropout(dropout)] if dropout else [norm]
 
 
-def _channels(shape: Shape, width: int) -> list[int]:
-    """Channels at each resolution, from the full one down to 4×4."""
+def conv_channels(shape: Shape, width: int) -> list[int]:
+    """Channels at each resolution, from the full one down to 4×4: doubling, up to 4 widths."""
     return [width * min(2**i, 4) for i in range(halvings(shape) + 1)]
 
 

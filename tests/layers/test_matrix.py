@@ -24,9 +24,10 @@ a_few = settings(max_examples=3)  # what varies is drawn in the layers' own file
 
 # they are how layers are made, or what layers are made of, and not layers
 HELPERS = {
-    "activate", "Activation", "add_kernel_gradient", "Affine", "conv_classifier", "convolution",
-    "correlate", "correlate_adjoint", "dilate", "fan_in_normal", "gather", "group_norm", "halvings",
-    "lecun_normal", "one_values", "pad", "patches", "patches_in_blocks", "place_sum",
+    "activate", "Activation", "active", "add_kernel_gradient", "Affine", "chain_between",
+    "ChainNets", "conv_channels", "conv_classifier", "convolution", "correlate",
+    "correlate_adjoint", "dilate", "fan_in_normal", "gather", "group_norm", "halvings",
+    "LadderNets", "lecun_normal", "one_values", "pad", "patches", "patches_in_blocks", "place_sum",
     "require_channels", "tracking", "transposed_convolution", "turned", "zero_values",
 }  # fmt: skip
 

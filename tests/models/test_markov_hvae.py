@@ -82,6 +82,30 @@ def test_each_kl_is_cross_entropy_less_entropy_and_their_sum_the_divergence(worl
     h.close(sum(kls), world.encoded.kl(world.joint.marginal(world.z)), np.abs(kls).max())
 
 
+@pytest.mark.equation("VAE-10")
+@pytest.mark.equation("HVAE-3")
+@given(worlds, seeds())
+def test_the_kls_are_sums_over_latent_dimensions(world, seed):
+    """Each by hand, from the densities of one number given its neighbours."""
+    eps = world.noise(seed)
+    x, z = world.repeated(len(eps[0])), world.drawn(eps)
+    (_, *kls), _ = world.model.loss(x, eps)
+    rates = world.model.kl_per_dimension(x, eps)
+    seen = np.concatenate([x.reshape(len(x), -1), z], axis=1)
+    for level, (rate, kl) in enumerate(zip(rates, kls, strict=True)):
+        assert rate.shape == (len(x), *world.shapes[level])
+        own = z[:, world.nodes[level]]
+        above, prior, logvar = world.p(level, world.z)
+        found, mean, logvar_q = world.q(level, [*world.seen, *world.z])
+        mean_p, mean_q = z @ above + prior, seen @ found + mean
+        nll = 0.5 * ((own - mean_p) ** 2 * np.exp(-logvar) + logvar)
+        want = nll - 0.5 * ((own - mean_q) ** 2 * np.exp(-logvar_q) + logvar_q)
+        if level == 0:
+            want = 0.5 * (mean_q**2 + np.exp(logvar_q) - 1.0 - logvar_q)
+        h.close(rate.reshape(want.shape), want, np.abs(nll).max())
+        h.close(kl, want.sum(axis=1), np.abs(nll).max())
+
+
 @pytest.mark.equation("HVAE-3")
 @pytest.mark.equation("TRAP-1")
 def test_a_lower_term_alone_is_no_divergence():
