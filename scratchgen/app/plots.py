@@ -70,12 +70,13 @@ def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None =
     save(figure, path)
 
 
-def reconstructions(path: Path, x: np.ndarray, x_hat: np.ndarray, title: str) -> None:
-    """Images above, their reconstructions below; both (N, H, W, C) in [-1, 1]."""
-    figure, axes = new_figure(0.55 * len(x) + 1.6, 1.7)
-    show(axes, tiles(np.concatenate([x, x_hat]), len(x)))
-    height = x.shape[1] + 1
-    axes.set_yticks([height * 0.5, height * 1.5], ["data", "reconstruction"], fontsize=9)
+def image_rows(path: Path, rows: dict[str, np.ndarray], title: str) -> None:
+    """Rows of images one below the other: label -> (N, H, W, C) in [-1, 1], all of one shape."""
+    first = next(iter(rows.values()))
+    figure, axes = new_figure(0.55 * len(first) + 1.6, 0.55 * len(rows) + 0.6)
+    show(axes, tiles(np.concatenate(list(rows.values())), len(first)))
+    height = first.shape[1] + 1
+    axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], list(rows), fontsize=9)
     axes.tick_params(length=0)
     axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)

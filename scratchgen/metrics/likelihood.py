@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,62 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
             "kl_per_dimension": kl,
         }
         for name, values in found.items():
+            parts.setdefault(name, []).append(to_host(values).astype(np.float64))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, np.ndarray]:
+    """Every example's loss terms and importance-weighted bound under a hierarchical VAE.
+
+    The noise of an example depends on the stream and the example's index only, never on how the
+    set is cut into batches.
+
+    Args:
+        hvae: a models.hierarchy.Hierarchy.
+        x: (N, ...), data on the model's backend.
+        stream: draws eps.
+        samples: S, the number of z per example, for every term.
+
+    Returns:
+        Host arrays: "reconstruction" (N,) and "kl/1" ... "kl/L" (N,), nats, whose sum is -ELBO;
+        "importance_weighted" (N,), -log of the mean of S importance weights, nats;
+        "per_dimension/1" ... (N, *shape of z_l), nats, which "kl/1" ... are the sums of;
+        "replaced/1" ... (N,), -ELBO with the prior in the place of that level's posterior, nats,
+        where the model can do that.
+
+    Source: HVAE-3, HVAE-6, [Burda 2016]
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    levels = range(len(hvae.latents))
+    for start, some in _batches(x):
+        n, draw, xp = some.shape[0], stream.from_row(start), namespace(x)
+        sums: dict[str, Any] = {}
+        log_weights = []
+
+        def add(name: str, values, sums=sums) -> None:
+            sums[name] = sums.get(name, 0.0) + values / samples
+
+        for first in range(0, samples, CHUNK):
+            chunk = range(first, min(first + CHUNK, samples))
+            rows = (len(chunk), n)
+            repeated = xp.concat([some] * len(chunk))
+            eps = [
+                xp.concat([draw.at(s, level).normal((n, *hvae.latents[level])) for s in chunk])
+                for level in levels
+            ]
+            nll, log_ratios = hvae.weigh(repeated, eps)
+            log_weights.append(xp.reshape(sum(log_ratios) - nll, rows))
+            add("reconstruction", xp.sum(xp.reshape(nll, rows), axis=0))
+            for i, kl in enumerate(hvae.kl_per_dimension(repeated, eps), start=1):
+                add(f"per_dimension/{i}", xp.sum(xp.reshape(kl, (*rows, *kl.shape[1:])), axis=0))
+            for level in levels if hvae.replaces else ():
+                nll, log_ratios = hvae.weigh(repeated, eps, level)
+                without = xp.reshape(nll - sum(log_ratios), rows)
+                add(f"replaced/{level + 1}", xp.sum(without, axis=0))
+        for i in levels:
+            sums[f"kl/{i + 1}"] = example_sum(sums[f"per_dimension/{i + 1}"])
+        sums["importance_weighted"] = -importance_weighted_bound(xp.concat(log_weights))
+        for name, values in sums.items():
             parts.setdefault(name, []).append(to_host(values).astype(np.float64))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Sampled, Sampling
-from scratchgen.app.recipes.coded import CodedRecipe
 from scratchgen.app.recipes.config import CONV, CodedConfig, option
+from scratchgen.app.recipes.image import ImageRecipe
 from scratchgen.core.arrays import full_like
 from scratchgen.data.images import Images
 from scratchgen.layers.activations import sigmoid
@@ -37,7 +37,7 @@ class AutoencoderConfig(CodedConfig):
     learning_rate: float = option(0.02, "Adam's peak rate, after warm-up and before cosine decay")
 
 
-class AutoencoderRecipe(CodedRecipe):
+class AutoencoderRecipe(ImageRecipe):
     """A configured autoencoder."""
 
     name, config_type = "autoencoder", AutoencoderConfig
@@ -49,7 +49,7 @@ class AutoencoderRecipe(CodedRecipe):
         """The nets in the order of their history: linear, linear + sigmoid, deep, convolutional."""
         config, dims = self.config, self.dims
         if config.net in ("deep", CONV):
-            return Autoencoder(*self.nets(config.latent))
+            return Autoencoder(*self.nets(config.latent, config.latent))
         encoder: list = [Linear(dims, config.latent, reads_data=True)]
         if config.net == "sigmoid":
             encoder.append(sigmoid)

@@ -79,18 +79,15 @@ class Config:
 
 
 @dataclass(frozen=True)
-class CodedConfig(Config):
+class ImageConfig(Config):
     """The options of a model that turns an image into a code and back.
 
     Raises:
         ValueError: a value is outside its range, or the data are no images.
     """
 
-    latent: int = option(16, "size of the code z")
-
     def __post_init__(self):
         super().__post_init__()
-        require_at_least(self, 1, "latent")
         if self.data in PLANAR:
             raise ValueError(
                 f"{self.data} are points in the plane, and this model is for images; "
@@ -114,14 +111,58 @@ class CodedConfig(Config):
             raise ValueError(f"--width must be a multiple of 8 for --net conv, got {self.width}")
 
 
-def require_positive(config: Config, *names: str) -> None:
+@dataclass(frozen=True)
+class CodedConfig(ImageConfig):
+    """The options of a model whose code is one vector.
+
+    Raises:
+        ValueError: a value is outside its range, or the data are no images.
+    """
+
+    latent: int = option(16, "size of the code z")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 1, "latent")
+
+
+def whole_numbers(options, name: str) -> tuple[int, ...]:
+    """What stands between the commas of a list of positive whole numbers; () for an empty one.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    text = getattr(options, name)
+    parts = text.split(",") if text else []
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"{_flag(name)} must be whole numbers with commas, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def numbers(options, name: str) -> tuple[float, ...]:
+    """What stands between the commas of a list of numbers ≥ 0; () for an empty one.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    text = getattr(options, name)
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        found = (-1.0,)
+    if not all(0.0 <= value < float("inf") for value in found):
+        raise ValueError(f"{_flag(name)} must be numbers ≥ 0 with commas, got {text!r}")
+    return found
+
+
+def require_positive(options, *names: str) -> None:
     """Refuse values that are not positive and finite.
 
     Raises:
         ValueError: one of them is not.
     """
     for name in names:
-        value = getattr(config, name)
+        value = getattr(options, name)
         if not 0.0 < value < float("inf"):
             raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
 
@@ -139,14 +180,14 @@ def require_not_negative(options, *names: str) -> None:
             )
 
 
-def require_at_least(config: Config, least: int, *names: str) -> None:
+def require_at_least(options, least: int, *names: str) -> None:
     """Refuse values that are smaller.
 
     Raises:
         ValueError: one of them is.
     """
     for name in names:
-        value = getattr(config, name)
+        value = getattr(options, name)
         if value < least:
             raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe, Sampled
-from scratchgen.app.recipes.config import Config, option
+from scratchgen.app.recipes.config import Config, option, whole_numbers
 from scratchgen.app.recipes.data import PLANAR, density
 from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, in_pieces, step_noise
 from scratchgen.core.streams import Stream
@@ -110,12 +110,7 @@ class DiffusionConfig(Config):
         """
         if not self.multipliers:
             return (1, 1) if side <= 8 else (1, 2) if side <= 16 else (1, 2, 2)
-        parts = self.multipliers.split(",")
-        if not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ValueError(
-                f"--multipliers must be whole numbers with commas, got {self.multipliers!r}"
-            )
-        return tuple(map(int, parts))
+        return whole_numbers(self, "multipliers")
 
     @property
     def spatial(self) -> bool:

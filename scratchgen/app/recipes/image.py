@@ -1,11 +1,11 @@
-"""What autoencoder and VAE have in common: nets to a code and back, and reconstructions."""
+"""What models that take an image apart and put it together again have in common."""
 
 from abc import abstractmethod
 from pathlib import Path
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe
-from scratchgen.app.recipes.config import CONV, CodedConfig
+from scratchgen.app.recipes.config import CONV, ImageConfig
 from scratchgen.data.images import Images
 from scratchgen.layers.combinators import Sequential
 from scratchgen.metrics.likelihood import in_batches
@@ -13,33 +13,34 @@ from scratchgen.nets.convnet import conv_decoder, conv_encoder
 from scratchgen.nets.mlp import mlp
 
 
-class CodedRecipe(Recipe):
-    """A model of images that goes through a code."""
+class ImageRecipe(Recipe):
+    """A model of images that goes through latents."""
 
-    config: CodedConfig
+    config: ImageConfig
 
     @abstractmethod
     def reconstruct(self, x):
         """x (N, ...), as `examples` gives it, through the model and back."""
 
-    def nets(self, encoded: int, numbers: int = 1) -> tuple[Sequential, Sequential]:
-        """The encoder and the decoder, convolutional or fully connected.
+    def nets(self, encoded: int, latent: int, numbers: int = 1) -> tuple[Sequential, Sequential]:
+        """An encoder and a decoder, convolutional or fully connected.
 
         Args:
             encoded: how many numbers the encoder gives for an example.
-            numbers: how many the decoder gives for each pixel and channel.
+            latent: how many the decoder reads.
+            numbers: how many it gives for each pixel and channel.
         """
         config, (height, width, channels) = self.config, self.shape
         if config.net == CONV:
             seen = (height, width, channels * numbers)
             return (
                 conv_encoder(self.shape, encoded, config.width, config.dropout, reads_data=True),
-                conv_decoder(seen, config.latent, config.width, config.dropout),
+                conv_decoder(seen, latent, config.width, config.dropout),
             )
         hidden = [config.width] * config.depth
         return (
             mlp([self.dims, *hidden, encoded], dropout=config.dropout, reads_data=True),
-            mlp([config.latent, *hidden, self.dims * numbers], dropout=config.dropout),
+            mlp([latent, *hidden, self.dims * numbers], dropout=config.dropout),
         )
 
     def evaluation_files(self, folder: Path, name: str, part: Images, result: dict) -> None:
@@ -48,4 +49,5 @@ class CodedRecipe(Recipe):
         back = in_batches(self.reconstruct, self.examples(some), self.at_once)
         path = folder / "figures" / f"reconstructions_{name}.png"
         title = f"{name} {Path(self.config.data).name} and their reconstructions"
-        plots.reconstructions(path, some.x, self.images(back), title)
+        rows = {"data": some.x, "reconstruction": self.images(back)}
+        plots.image_rows(path, rows, title)

@@ -1,0 +1,295 @@
+"""`train hvae`: hierarchical VAEs over the levels of small images, Markovian or bidirectional."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.app import plots
+from scratchgen.app.recipes.base import Sampled, Sampling
+from scratchgen.app.recipes.bounded import BoundedConfig, BoundedRecipe
+from scratchgen.app.recipes.config import (
+    CONV,
+    ImageConfig,
+    numbers,
+    option,
+    require_at_least,
+    require_not_negative,
+    whole_numbers,
+)
+from scratchgen.core.arrays import full_like
+from scratchgen.core.streams import Stream
+from scratchgen.data.images import Images
+from scratchgen.maths.bounds import bits_per_dim
+from scratchgen.metrics.likelihood import hierarchy_bounds, in_batches, mean_and_error
+from scratchgen.models.hierarchy import Hierarchy
+from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.markov_hvae import MarkovHvae
+from scratchgen.models.vae import active_units
+from scratchgen.nets.ladder import chain_between, conv_ladder, mlp_ladder
+from scratchgen.training.kl_control import KlControl, SpikeGuard
+
+LADDER, MARKOV = "ladder", "markov"
+ROW = 8  # samples of a row, which share what is kept
+
+
+@dataclass(frozen=True)
+class HvaeConfig(BoundedConfig):
+    """The options of a hierarchical VAE's run.
+
+    Raises:
+        ValueError: a value is outside its range, or the levels have other numbers than they are.
+    """
+
+    kind: str = option(
+        LADDER,
+        "ladder: each level sees all above it, and the encoder goes down beside the generator; "
+        "markov: a chain, each level sees its neighbour",
+        (LADDER, MARKOV),
+    )
+    levels: int = option(2, "number of latents z_1 (the top, drawn first) to z_L")
+    latents: str = option(
+        "",
+        "size of each latent from the top, with commas; channels for a conv ladder; auto: 16 each, "
+        "or 4 channels",
+    )
+    warm_up: float = option(0.0, "share of the steps in which the weight of the KL rises to 1")
+    free_bits: float = option(0.0, "nats of each level's KL that training does not push down")
+    balance: bool = option(False, "during the warm-up, push small KLs less than large ones")
+    max_gradient: float = option(0.0, "skip steps whose gradient is longer; 0 skips none")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 1, "levels")
+        require_not_negative(self, "free_bits", "max_gradient")
+        if not 0.0 <= self.warm_up <= 1.0:
+            raise ValueError(f"--warm-up must lie in [0, 1], got {self.warm_up}")
+        if self.kind == LADDER and self.depth != ImageConfig.depth:
+            raise ValueError("--depth is for --kind markov; that of a ladder is fixed, so leave it")
+        if len(self.sizes) != self.levels:
+            raise ValueError(
+                f"--latents must name {self.levels} sizes, one for each of --levels, got "
+                f"{self.latents!r}"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The size of each latent, or its channels, from the top."""
+        standard = 4 if self.kind == LADDER and self.net == CONV else 16
+        return whole_numbers(self, "latents") or (standard,) * self.levels
+
+
+@dataclass(frozen=True)
+class HvaeSampling(Sampling):
+    """The options of a hierarchical VAE's sampler."""
+
+    level_temperatures: str = option(
+        "", "in the place of --temperature one for each level from the top, with commas"
+    )
+    keep_levels: int = option(
+        0, f"latents, from the top, that each row of {ROW} samples shares; the others are redrawn"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 0, "keep_levels")
+
+
+class HvaeRecipe(BoundedRecipe):
+    """A configured hierarchical VAE."""
+
+    name, config_type = "hvae", HvaeConfig
+    sampling_type = HvaeSampling
+    config: HvaeConfig
+    model: Hierarchy
+    draws = 128
+
+    def __init__(self, config: HvaeConfig):
+        super().__init__(config)
+        sizes = [prod(shape) for shape in self.model.latents]
+        length = round(config.warm_up * config.steps)
+        names = [f"kl_{i}" for i in range(1, config.levels + 1)]
+        self.control = KlControl(names, sizes, length, config.free_bits, config.balance)
+        self.fit.control = self.control
+        self.fit.guard = SpikeGuard(config.max_gradient) if config.max_gradient else None
+
+    def build(self) -> Hierarchy:
+        """The nets of a ladder or of a chain, and a likelihood."""
+        config, likelihood = self.config, self.likelihood()
+        numbers, options = likelihood.width, (config.width, config.dropout)
+        if config.kind == MARKOV:
+            lowest = config.sizes[-1]
+            ends = self.nets(2 * lowest, lowest, numbers)
+            hidden = [config.width] * config.depth
+            chain = chain_between(ends[0], config.sizes, ends[1], hidden, config.dropout)
+            return MarkovHvae(*chain, likelihood)
+        if config.net == CONV:
+            nets = conv_ladder(self.shape, config.sizes, numbers, *options)
+        else:
+            nets = mlp_ladder(self.dims, config.sizes, self.dims * numbers, *options)
+        levels = [Level(*parts) for parts in nets.levels]
+        return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, likelihood)
+
+    def loss(self, step: int, rows: slice) -> dict:
+        """One sample of z per example; the KLs weighted in the gradient only."""
+        x, noise = self.batch(step, rows)
+        terms, pullback = self.model.loss(x, self._eps(noise, x.shape[0]), noise)
+        share = full_like(terms[0], 1.0 / self.config.batch_size)
+        pullback(share, *(weight * share for weight in self.control.weights(step)))
+        return dict(zip(("reconstruction", *self.control.rates), terms, strict=True))
+
+    def evaluate(self, part: Images, draws: int) -> dict:
+        """The bounds with their standard errors, a table of the levels, and baselines."""
+        x, stream = self.examples(part), Stream(0, self.born).at("evaluate")
+        found = hierarchy_bounds(self.model, x, stream, draws)
+        count = len(self.model.latents)
+        kls = [found[f"kl/{i}"] for i in range(1, count + 1)]
+        cumulative = list(accumulate(kls))
+        bound = found["reconstruction"] + cumulative[-1]
+        errors = self._errors(part)
+        levels = []
+        for i, shape in enumerate(self.model.latents):
+            rate, rate_error = mean_and_error(kls[i])
+            each = found[f"per_dimension/{i + 1}"].mean(axis=0)
+            level = {
+                "level": i + 1,
+                "shape": list(shape),
+                "latent_dimensions": prod(shape),
+                "active_units": active_units(np.abs(each).reshape(1, -1)),
+                "rate_nats": rate,
+                "rate_nats_standard_error": rate_error,
+                "cumulative_rate_nats": float(cumulative[i].mean()),
+                "squared_error_per_dim": errors[i + 1],
+            }
+            if f"replaced/{i + 1}" in found:
+                lost, lost_error = mean_and_error(found[f"replaced/{i + 1}"] - bound)
+                level["removal_bits_per_dim"] = bits_per_dim(lost, self.dims)
+                level["removal_bits_per_dim_standard_error"] = bits_per_dim(lost_error, self.dims)
+            levels.append(level)
+        return {
+            **self.measures({**found, "kl": cumulative[-1]}, draws),
+            "hierarchy": levels,
+            "squared_error_per_dim_without_latents": errors[0],
+            "baselines": self.baselines(part),
+        }
+
+    @classmethod
+    def report(cls, result: dict) -> list[str]:
+        """Two tables, every unit named: the bounds, and what each level does."""
+        levels = result["hierarchy"]
+        rates = {f"KL of level {level['level']}": level["rate_nats"] for level in levels}
+        lines = [*cls.bounds_table(result, rates), ""]
+        removal = "removal_bits_per_dim" in levels[0]
+        lines.append(
+            f"{'level':>5}{'latent':>10}{'active':>8}{'rate, nats':>18}{'all so far':>12}"
+            f"{'squared error':>15}" + (f"{'its removal, bits/dim':>24}" if removal else "")
+        )
+        nothing = result["squared_error_per_dim_without_latents"]
+        lines.append(f"{'none':>5}{'':10}{'':8}{'':18}{'':12}{nothing:15.4f}")
+        for level in levels:
+            shape = "×".join(map(str, level["shape"]))
+            rate = f"{level['rate_nats']:.2f} ± {level['rate_nats_standard_error']:.2f}"
+            line = f"{level['level']:5}{shape:>10}{level['active_units']:8}{rate:>18}"
+            line += f"{level['cumulative_rate_nats']:12.2f}{level['squared_error_per_dim']:15.4f}"
+            if removal:
+                lost = level["removal_bits_per_dim"]
+                error = level["removal_bits_per_dim_standard_error"]
+                line += f"{f'{lost:.3f} ± {error:.3f}':>24}"
+            lines.append(line)
+        lines.append(
+            "squared error: per pixel, pixels in [-1, 1], where the latents so far are known and "
+            "the others at the mean of their prior"
+        )
+        lines += cls.warnings(result)
+        lines += [
+            f"warning: level {level['level']} has collapsed: its posterior is its prior, so it "
+            "says nothing about x; try --free-bits, --warm-up or fewer levels"
+            for level in levels
+            if level["active_units"] == 0
+        ]
+        return lines
+
+    def evaluation_files(self, folder: Path, name: str, part: Images, result: dict) -> None:
+        """figures/reconstructions_PART.png: sixteen images and what the first k latents say."""
+        some = part.take(slice(16))
+        rows = {"data": some.x}
+        for k in range(self.config.levels, -1, -1):
+            label = "no latent" if k == 0 else "z1" if k == 1 else f"z1 to z{k}"
+            rows[label] = self.images(self._reconstructions(some, k))
+        title = f"{name} {Path(self.config.data).name}, and what is known from the first latents"
+        plots.image_rows(folder / "figures" / f"reconstructions_{name}.png", rows, title)
+
+    def reconstruct(self, x):
+        """The decoder's mean, with every latent at the mean of its posterior."""
+        return self.model.reconstruct(x, self._zeros(x.shape[0]))
+
+    def sample(self, n: int, seed: int, options: HvaeSampling, processes: int = 1) -> Sampled:
+        """The decoder's mean at n draws of z; each row of eight may share its first latents.
+
+        Raises:
+            ValueError: there are not so many levels.
+        """
+        levels, keep = self.config.levels, options.keep_levels
+        warmth = numbers(options, "level_temperatures") or (options.temperature,) * levels
+        if len(warmth) != levels:
+            raise ValueError(
+                f"--level-temperatures must name {levels} numbers, one for each level of this run, "
+                f"got {options.level_temperatures!r}"
+            )
+        if keep > levels:
+            raise ValueError(f"--keep-levels must be at most {levels}, the levels, got {keep}")
+        return self._drawn(n, Stream(seed, self.born).at("sample"), warmth, range(keep))
+
+    def training_figures(self, folder: Path) -> None:
+        """The loss curve, and a picture for each level: in a row it alone is drawn anew."""
+        super().training_figures(folder)
+        stream, count = Stream(0, self.born).at("figures"), self.config.levels
+        with self.ema.applied():
+            for i in range(count):
+                others = [level for level in range(count) if level != i]
+                drawn = self._drawn(ROW * ROW, stream, (1.0,) * count, others).x
+                title = f"what z{i + 1} controls: along a row it alone is drawn anew"
+                plots.image_grid(folder / "figures" / f"level_{i + 1}.png", drawn, title, ROW)
+
+    def _drawn(self, n: int, stream: Stream, warmth: Sequence[float], shared) -> Sampled:
+        """n decoder means; a row of eight has one noise in the levels of `shared`."""
+        parts, count = [], self.at_once
+        for start in range(0, n, count):  # always whole batches: a product's last bit may depend
+            eps = []  # on its row count
+            for i, shape in enumerate(self.model.latents):
+                level = stream.at("level", i)
+                if i in shared:
+                    rows = np.arange(start, start + count) // ROW
+                    first = level.from_row(int(rows[0])).normal(
+                        (int(rows[-1] - rows[0]) + 1, *shape)
+                    )
+                    drawn = self.born.xp.take(first, self.born.indices(rows - rows[0]), axis=0)
+                else:
+                    drawn = level.from_row(start).normal((count, *shape))
+                eps.append(warmth[i] * drawn)
+            parts.append(self.images(self.model.sample(eps)))
+        return Sampled(np.concatenate(parts)[:n])
+
+    def _errors(self, part: Images) -> list[float]:
+        """Squared error per pixel from the first 0, 1, ..., L latents, the others at their mean."""
+        levels = range(self.config.levels + 1)
+        gaps = [self.images(self._reconstructions(part, k)) - part.x for k in levels]
+        return [float(np.mean(gap.astype(np.float64) ** 2)) for gap in gaps]
+
+    def _reconstructions(self, part: Images, keep: int) -> np.ndarray:
+        return in_batches(
+            lambda x: self.model.reconstruct(x, self._zeros(x.shape[0]), keep),
+            self.examples(part),
+            self.at_once,
+        )
+
+    def _zeros(self, n: int) -> list:
+        return [self.born.zeros((n, *shape)) for shape in self.model.latents]
+
+    def _eps(self, noise: Stream, n: int) -> list:
+        return [
+            noise.at("eps", i).normal((n, *shape)) for i, shape in enumerate(self.model.latents)
+        ]
