@@ -130,6 +130,8 @@ def _train(recipe: Recipe, folder: Path, last: int, quiet: bool, crew: Crew) -> 
         runs.write_metrics(folder / "metrics.csv", recipe)
     _finish(recipe, folder)
     if not quiet:
+        for remark in recipe.remarks():
+            say(f"note: {remark}")
         say(f"wrote {folder}" + ("" if last == config.steps else f"; {go_on}"))
     return folder
 

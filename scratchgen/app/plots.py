@@ -8,6 +8,7 @@ import numpy as np
 from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
 
 MOST_TILES = 400
+STYLES = ("-", "--", ":", "-.")  # of curves, once the colours are used up
 
 
 def loss_curves(
@@ -28,7 +29,8 @@ def loss_curves(
     """
     figure, axes = new_figure(7.0, 4.2)
     for i, (label, values) in enumerate(curves.items()):
-        axes.plot(steps, values, color=COLOURS[i], linewidth=1 if i else 2, label=label)
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        axes.plot(steps, values, style, color=colour, linewidth=1 if i else 2, label=label)
     main = next(iter(curves.values()))
     for label, level in _joined(lines).items():
         below = level < main[-1]  # on the side away from where the curve ends

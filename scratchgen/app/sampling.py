@@ -70,7 +70,7 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Pa
         )
     else:
         title = f"{which} ({recipe.shows}), {said}"
-        plots.image_grid(figures / "samples.png", shown, title)
+        plots.image_grid(figures / "samples.png", shown, title, drawn.columns)
     if drawn.path:
         some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
         between = [""] * (len(some) - 2)

@@ -37,11 +37,13 @@ class Sampled:
         x: (n, ...) host array, images (n, H, W, C) or points (n, D).
         path: the same at some moments on the way, first to last; empty unless asked for.
         forward: training examples on their way into noise at the same moments, first to last.
+        columns: of a picture of them, where its rows have a meaning.
     """
 
     x: np.ndarray
     path: tuple[np.ndarray, ...] = ()
     forward: tuple[np.ndarray, ...] = ()
+    columns: int | None = None
 
 
 class Recipe(ABC):
@@ -108,6 +110,10 @@ class Recipe(ABC):
     @abstractmethod
     def describe(self, row: dict[str, float]) -> str:
         """The few words of progress for a logged row."""
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the training so far, in sentences; mostly nothing."""
+        return []
 
     @abstractmethod
     def training_figures(self, folder: Path) -> None:

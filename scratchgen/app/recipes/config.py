@@ -133,9 +133,12 @@ def whole_numbers(options, name: str) -> tuple[int, ...]:
         ValueError: something else stands there.
     """
     text = getattr(options, name)
-    parts = text.split(",") if text else []
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"{_flag(name)} must be whole numbers with commas, got {text!r}")
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"{_flag(name)} must be whole numbers of at least 1 with commas between them, "
+            f"got {text!r}"
+        )
     return tuple(map(int, parts))
 
 
@@ -151,7 +154,9 @@ def numbers(options, name: str) -> tuple[float, ...]:
     except ValueError:
         found = (-1.0,)
     if not all(0.0 <= value < float("inf") for value in found):
-        raise ValueError(f"{_flag(name)} must be numbers ≥ 0 with commas, got {text!r}")
+        raise ValueError(
+            f"{_flag(name)} must be numbers ≥ 0 with commas between them, got {text!r}"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """`train hvae`: hierarchical VAEs over the levels of small images, Markovian or bidirectional."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -41,25 +41,33 @@ class HvaeConfig(BoundedConfig):
     """The options of a hierarchical VAE's run.
 
     Raises:
-        ValueError: a value is outside its range, or the levels have other numbers than they are.
+        ValueError: a value is outside its range, or options do not fit each other.
     """
 
     kind: str = option(
         LADDER,
-        "ladder: each level sees all above it, and the encoder goes down beside the generator; "
-        "markov: a chain, each level sees its neighbour",
+        "ladder: each latent depends on all above it, and the encoder goes down beside the "
+        "generator; markov: a chain, in which each depends on its neighbour only",
         (LADDER, MARKOV),
     )
-    levels: int = option(2, "number of latents z_1 (the top, drawn first) to z_L")
+    levels: int = option(2, "L, the number of latents z_1 (the top, drawn first) to z_L")
     latents: str = option(
         "",
-        "size of each latent from the top, with commas; channels for a conv ladder; auto: 16 each, "
-        "or 4 channels",
+        "size of each latent from the top, such as 8,16; of a conv ladder the channels of its map "
+        "(default: 16 each, or 4 channels)",
     )
-    warm_up: float = option(0.0, "share of the steps in which the weight of the KL rises to 1")
-    free_bits: float = option(0.0, "nats of each level's KL that training does not push down")
-    balance: bool = option(False, "during the warm-up, push small KLs less than large ones")
-    max_gradient: float = option(0.0, "skip steps whose gradient is longer; 0 skips none")
+    warm_up: float = option(
+        0.0, "share of the steps, 0 to 1, in which the weight of every KL rises to 1; 0 is none"
+    )
+    free_bits: float = option(
+        0.0, "nats of KL that each level may have before training pushes it down"
+    )
+    balance: bool = option(
+        False, "while --warm-up lasts, push a level down less that has little KL for its size"
+    )
+    max_gradient: float = option(
+        0.0, "skip steps whose gradient is longer (its Euclidean norm); 0 skips none"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,11 +75,15 @@ class HvaeConfig(BoundedConfig):
         require_not_negative(self, "free_bits", "max_gradient")
         if not 0.0 <= self.warm_up <= 1.0:
             raise ValueError(f"--warm-up must lie in [0, 1], got {self.warm_up}")
+        if self.balance and self.warm_up == 0.0:
+            raise ValueError("--balance acts while --warm-up lasts; add --warm-up, such as 0.3")
         if self.kind == LADDER and self.depth != ImageConfig.depth:
-            raise ValueError("--depth is for --kind markov; that of a ladder is fixed, so leave it")
+            raise ValueError(
+                "--depth is for --kind markov; that of a ladder is fixed, so leave it out"
+            )
         if len(self.sizes) != self.levels:
             raise ValueError(
-                f"--latents must name {self.levels} sizes, one for each of --levels, got "
+                f"--latents must name one size for each of the {self.levels} --levels, got "
                 f"{self.latents!r}"
             )
 
@@ -87,10 +99,13 @@ class HvaeSampling(Sampling):
     """The options of a hierarchical VAE's sampler."""
 
     level_temperatures: str = option(
-        "", "in the place of --temperature one for each level from the top, with commas"
+        "",
+        "one for each level of an hvae from the top, such as 1,0.5, in the place of --temperature",
     )
     keep_levels: int = option(
-        0, f"latents, from the top, that each row of {ROW} samples shares; the others are redrawn"
+        0,
+        f"how many levels of an hvae, from the top, each {ROW} samples share; the others are drawn "
+        "anew for every sample",
     )
 
     def __post_init__(self):
@@ -113,23 +128,23 @@ class HvaeRecipe(BoundedRecipe):
         length = round(config.warm_up * config.steps)
         names = [f"kl_{i}" for i in range(1, config.levels + 1)]
         self.control = KlControl(names, sizes, length, config.free_bits, config.balance)
-        self.fit.control = self.control
-        self.fit.guard = SpikeGuard(config.max_gradient) if config.max_gradient else None
+        self.guard = SpikeGuard(config.max_gradient) if config.max_gradient else None
+        self.fit.control, self.fit.guard = self.control, self.guard
 
     def build(self) -> Hierarchy:
         """The nets of a ladder or of a chain, and a likelihood."""
         config, likelihood = self.config, self.likelihood()
-        numbers, options = likelihood.width, (config.width, config.dropout)
+        per_pixel, options = likelihood.width, (config.width, config.dropout)
         if config.kind == MARKOV:
             lowest = config.sizes[-1]
-            ends = self.nets(2 * lowest, lowest, numbers)
+            encoder, decoder = self.nets(2 * lowest, lowest, per_pixel)
             hidden = [config.width] * config.depth
-            chain = chain_between(ends[0], config.sizes, ends[1], hidden, config.dropout)
+            chain = chain_between(encoder, config.sizes, decoder, hidden, config.dropout)
             return MarkovHvae(*chain, likelihood)
         if config.net == CONV:
-            nets = conv_ladder(self.shape, config.sizes, numbers, *options)
+            nets = conv_ladder(self.shape, config.sizes, per_pixel, *options)
         else:
-            nets = mlp_ladder(self.dims, config.sizes, self.dims * numbers, *options)
+            nets = mlp_ladder(self.dims, config.sizes, self.dims * per_pixel, *options)
         levels = [Level(*parts) for parts in nets.levels]
         return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, likelihood)
 
@@ -140,6 +155,16 @@ class HvaeRecipe(BoundedRecipe):
         share = full_like(terms[0], 1.0 / self.config.batch_size)
         pullback(share, *(weight * share for weight in self.control.weights(step)))
         return dict(zip(("reconstruction", *self.control.rates), terms, strict=True))
+
+    def remarks(self) -> list[str]:
+        """How many steps were skipped, and what to do where those are most of them."""
+        if self.guard is None or self.guard.skipped == 0:
+            return []
+        skipped, done, limit = self.guard.skipped, self.fit.steps_done, self.guard.limit
+        said = f"{skipped} of {done} steps were skipped, their gradient longer than {limit:g}"
+        if 2 * skipped > done:
+            said += "; that is most of them, so train again with a larger --max-gradient"
+        return [said]
 
     def evaluate(self, part: Images, draws: int) -> dict:
         """The bounds with their standard errors, a table of the levels, and baselines."""
@@ -184,29 +209,35 @@ class HvaeRecipe(BoundedRecipe):
         lines = [*cls.bounds_table(result, rates), ""]
         removal = "removal_bits_per_dim" in levels[0]
         lines.append(
-            f"{'level':>5}{'latent':>10}{'active':>8}{'rate, nats':>18}{'all so far':>12}"
-            f"{'squared error':>15}" + (f"{'its removal, bits/dim':>24}" if removal else "")
+            f"{'level':>5}{'latent':>10}{'active':>8}{'rate, nats':>16}{'so far':>8}"
+            f"{'squared error':>15}" + (f"{'removal, bits/dim':>19}" if removal else "")
         )
         nothing = result["squared_error_per_dim_without_latents"]
-        lines.append(f"{'none':>5}{'':10}{'':8}{'':18}{'':12}{nothing:15.4f}")
+        lines.append(f"{'none':>5}{'':42}{nothing:15.4f}")
         for level in levels:
             shape = "×".join(map(str, level["shape"]))
             rate = f"{level['rate_nats']:.2f} ± {level['rate_nats_standard_error']:.2f}"
-            line = f"{level['level']:5}{shape:>10}{level['active_units']:8}{rate:>18}"
-            line += f"{level['cumulative_rate_nats']:12.2f}{level['squared_error_per_dim']:15.4f}"
+            line = f"{level['level']:5}{shape:>10}{level['active_units']:8}{rate:>16}"
+            line += f"{level['cumulative_rate_nats']:8.2f}{level['squared_error_per_dim']:15.4f}"
             if removal:
                 lost = level["removal_bits_per_dim"]
                 error = level["removal_bits_per_dim_standard_error"]
-                line += f"{f'{lost:.3f} ± {error:.3f}':>24}"
+                line += f"{f'{lost:.3f} ± {error:.3f}':>19}"
             lines.append(line)
-        lines.append(
-            "squared error: per pixel, pixels in [-1, 1], where the latents so far are known and "
-            "the others at the mean of their prior"
-        )
+        lines += [
+            "active: the dimensions of the latent that cost above 0.01 nats",
+            "rate: the KL, what the level costs; so far: with the levels above it",
+            "squared error: per pixel, pixels in [-1, 1], of reconstructions where the latents",
+            "  so far come from x and the others are the mean of their prior",
+        ]
+        if removal:
+            lines.append(
+                "removal: what -ELBO rises by if that level comes from its prior, not from x"
+            )
         lines += cls.warnings(result)
         lines += [
-            f"warning: level {level['level']} has collapsed: its posterior is its prior, so it "
-            "says nothing about x; try --free-bits, --warm-up or fewer levels"
+            f"warning: level {level['level']} has collapsed: it says nothing about x, since its "
+            "posterior is its prior; train with --free-bits, --warm-up or fewer --levels"
             for level in levels
             if level["active_units"] == 0
         ]
@@ -241,7 +272,8 @@ class HvaeRecipe(BoundedRecipe):
             )
         if keep > levels:
             raise ValueError(f"--keep-levels must be at most {levels}, the levels, got {keep}")
-        return self._drawn(n, Stream(seed, self.born).at("sample"), warmth, range(keep))
+        x = self._drawn(n, Stream(seed, self.born).at("sample"), warmth, range(keep))
+        return Sampled(x, columns=ROW if keep else None)
 
     def training_figures(self, folder: Path) -> None:
         """The loss curve, and a picture for each level: in a row it alone is drawn anew."""
@@ -250,28 +282,32 @@ class HvaeRecipe(BoundedRecipe):
         with self.ema.applied():
             for i in range(count):
                 others = [level for level in range(count) if level != i]
-                drawn = self._drawn(ROW * ROW, stream, (1.0,) * count, others).x
+                drawn = self._drawn(ROW * ROW, stream, (1.0,) * count, others)
                 title = f"what z{i + 1} controls: along a row it alone is drawn anew"
                 plots.image_grid(folder / "figures" / f"level_{i + 1}.png", drawn, title, ROW)
 
-    def _drawn(self, n: int, stream: Stream, warmth: Sequence[float], shared) -> Sampled:
-        """n decoder means; a row of eight has one noise in the levels of `shared`."""
+    def _drawn(
+        self, n: int, stream: Stream, warmth: Sequence[float], shared: Collection[int]
+    ) -> np.ndarray:
+        """n decoder means; a row of eight has one noise in the levels of `shared`.
+
+        Always drawn in whole batches, for a product's last bit may depend on its row count.
+        """
         parts, count = [], self.at_once
-        for start in range(0, n, count):  # always whole batches: a product's last bit may depend
-            eps = []  # on its row count
+        for start in range(0, n, count):
+            eps = []
             for i, shape in enumerate(self.model.latents):
                 level = stream.at("level", i)
                 if i in shared:
-                    rows = np.arange(start, start + count) // ROW
-                    first = level.from_row(int(rows[0])).normal(
-                        (int(rows[-1] - rows[0]) + 1, *shape)
-                    )
-                    drawn = self.born.xp.take(first, self.born.indices(rows - rows[0]), axis=0)
+                    first = start // ROW
+                    rows = np.arange(start, start + count) // ROW - first
+                    few = level.from_row(first).normal((int(rows[-1]) + 1, *shape))
+                    drawn = self.born.xp.take(few, self.born.indices(rows), axis=0)
                 else:
                     drawn = level.from_row(start).normal((count, *shape))
                 eps.append(warmth[i] * drawn)
             parts.append(self.images(self.model.sample(eps)))
-        return Sampled(np.concatenate(parts)[:n])
+        return np.concatenate(parts)[:n]
 
     def _errors(self, part: Images) -> list[float]:
         """Squared error per pixel from the first 0, 1, ..., L latents, the others at their mean."""
