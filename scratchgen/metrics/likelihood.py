@@ -251,9 +251,9 @@ def _shift(stream: Stream) -> float:
 
 def _batches(x) -> Iterator:
     """(index of the first, examples) of as many at once as `at_once` says."""
-    count = at_once(x.shape[1:])
-    for start in range(0, x.shape[0], count):
-        yield start, x[start : start + count, ...]
+    n, count = x.shape[0], at_once(x.shape[1:])
+    for start in range(0, n, count):
+        yield start, x[start : min(start + count, n), ...]
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
