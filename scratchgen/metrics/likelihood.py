@@ -85,7 +85,9 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, np.ndar
         "importance_weighted" (N,), -log of the mean of S importance weights, nats;
         "per_dimension/1" ... (N, *shape of z_l), nats, which "kl/1" ... are the sums of;
         "replaced/1" ... (N,), -ELBO with the prior in the place of that level's posterior, nats,
-        where the model can do that.
+        where the model can do that. What the sampled ratios of the other levels are off their KLs
+        is taken from the same noise without the replacement, so of a level whose posterior is its
+        prior it is -ELBO, and not only in the mean.
 
     Source: HVAE-3, HVAE-6, [Burda 2016]
     """
@@ -110,12 +112,15 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, np.ndar
             nll, log_ratios = hvae.weigh(repeated, eps)
             log_weights.append(xp.reshape(sum(log_ratios) - nll, rows))
             add("reconstruction", xp.sum(xp.reshape(nll, rows), axis=0))
-            for i, kl in enumerate(hvae.kl_per_dimension(repeated, eps), start=1):
+            kls = hvae.kl_per_dimension(repeated, eps)
+            for i, kl in enumerate(kls, start=1):
                 add(f"per_dimension/{i}", xp.sum(xp.reshape(kl, (*rows, *kl.shape[1:])), axis=0))
             for level in levels if hvae.replaces else ():
-                nll, log_ratios = hvae.weigh(repeated, eps, level)
-                without = xp.reshape(nll - sum(log_ratios), rows)
-                add(f"replaced/{level + 1}", xp.sum(without, axis=0))
+                without, others = hvae.weigh(repeated, eps, level)
+                for j, (kl, ratio, other) in enumerate(zip(kls, log_ratios, others, strict=True)):
+                    if j != level:
+                        without = without + example_sum(kl) + (ratio - other)
+                add(f"replaced/{level + 1}", xp.sum(xp.reshape(without, rows), axis=0))
         for i in levels:
             sums[f"kl/{i + 1}"] = example_sum(sums[f"per_dimension/{i + 1}"])
         sums["importance_weighted"] = -importance_weighted_bound(xp.concat(log_weights))

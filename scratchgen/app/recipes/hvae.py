@@ -210,7 +210,7 @@ class HvaeRecipe(BoundedRecipe):
         removal = "removal_bits_per_dim" in levels[0]
         lines.append(
             f"{'level':>5}{'latent':>10}{'active':>8}{'rate, nats':>16}{'so far':>8}"
-            f"{'squared error':>15}" + (f"{'removal, bits/dim':>19}" if removal else "")
+            f"{'squared error':>15}" + (f"{'removal, bits/dim':>18}" if removal else "")
         )
         nothing = result["squared_error_per_dim_without_latents"]
         lines.append(f"{'none':>5}{'':42}{nothing:15.4f}")
@@ -222,13 +222,13 @@ class HvaeRecipe(BoundedRecipe):
             if removal:
                 lost = level["removal_bits_per_dim"]
                 error = level["removal_bits_per_dim_standard_error"]
-                line += f"{f'{lost:.3f} ± {error:.3f}':>19}"
+                line += f"{f'{lost:.3f} ± {error:.3f}':>18}"
             lines.append(line)
         lines += [
             "active: the dimensions of the latent that cost above 0.01 nats",
             "rate: the KL, what the level costs; so far: with the levels above it",
-            "squared error: per pixel, pixels in [-1, 1], of reconstructions where the latents",
-            "  so far come from x and the others are the mean of their prior",
+            "squared error: per pixel, pixels in [-1, 1], of reconstructions whose latents",
+            "  so far come from x, and whose others are the mean of their prior",
         ]
         if removal:
             lines.append(
