@@ -236,8 +236,8 @@ class HvaeRecipe(BoundedRecipe):
             )
         lines += cls.warnings(result)
         lines += [
-            f"warning: level {level['level']} has collapsed: it says nothing about x, since its "
-            "posterior is its prior; train with --free-bits, --warm-up or fewer --levels"
+            f"warning: level {level['level']} has collapsed: its posterior is its prior, and "
+            "hardly depends on x; train with --free-bits, --warm-up or fewer --levels"
             for level in levels
             if level["active_units"] == 0
         ]
@@ -250,7 +250,7 @@ class HvaeRecipe(BoundedRecipe):
         for k in range(self.config.levels, -1, -1):
             label = "no latent" if k == 0 else "z1" if k == 1 else f"z1 to z{k}"
             rows[label] = self.images(self._reconstructions(some, k))
-        title = f"{name} {Path(self.config.data).name}, and what is known from the first latents"
+        title = f"{name} {Path(self.config.data).name}, and what their first latents decode to"
         plots.image_rows(folder / "figures" / f"reconstructions_{name}.png", rows, title)
 
     def reconstruct(self, x):
