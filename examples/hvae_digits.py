@@ -25,6 +25,7 @@ from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.nets.ladder import chain_between, mlp_ladder
 from scratchgen.nets.mlp import mlp
 from scratchgen.training.fit import batch_indices
+from scratchgen.training.kl_control import warm_up
 from scratchgen.training.optim import Adam, Ema, warmup_cosine
 
 BATCH, SIZES, ROW, LIKELIHOOD = 128, (16, 16), 8, DiscretisedLogistic(17)
@@ -32,16 +33,16 @@ BATCH, SIZES, ROW, LIKELIHOOD = 128, (16, 16), 8, DiscretisedLogistic(17)
 
 def ladder() -> LadderHvae:
     """Two levels between a learned start and the digits."""
-    nets = mlp_ladder(64, SIZES, 128, width=192, dropout=0.15)
+    nets = mlp_ladder(64, SIZES, 128, width=192, dropout=0.18)
     levels = [Level(*parts) for parts in nets.levels]
     return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, LIKELIHOOD)
 
 
 def chain() -> MarkovHvae:
     """z_1 → z_2 → digits."""
-    encoder = mlp([64, 192, 192, 2 * SIZES[1]], dropout=0.15, reads_data=True)
-    decoder = mlp([SIZES[1], 192, 192, 128], dropout=0.15)
-    return MarkovHvae(*chain_between(encoder, SIZES, decoder, [128]), LIKELIHOOD)
+    up = mlp([64, 192, 192, 2 * SIZES[1]], dropout=0.18, reads_data=True)
+    down = mlp([SIZES[1], 192, 192, 128], dropout=0.18)
+    return MarkovHvae(*chain_between(up, SIZES, down, [192, 192]), LIKELIHOOD)
 
 
 def noise(stream: Stream, n: int) -> list:
@@ -59,9 +60,9 @@ def train(model: LadderHvae | MarkovHvae, x: np.ndarray, steps: int, stream: Str
         chosen = batch_indices(stream.at("batches"), len(x), BATCH, step)
         drawn = stream.at("train", step)
         terms, pullback = model.loss(x[chosen], noise(drawn, BATCH), drawn)
-        pullback(*(share for _ in terms))
-        adam.step()
-        ema.step()
+        beta = warm_up(step, 3 * steps // 10)  # lest levels collapse at once
+        pullback(share, *[beta * share] * len(SIZES))
+        adam.step(), ema.step()
     return ema
 
 
@@ -73,9 +74,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/example-hvae-digits"))
     parser.add_argument("--smoke", action="store_true", help="a few steps only")
     given = parser.parse_args()
-    steps = 10 if given.smoke else 3000
-    stream = Stream(given.seed, backend("numpy"))
-    parts = [load_digits(part).x.reshape(-1, 64) for part in ("train", "test")]
+    stream, steps = Stream(given.seed, backend("numpy")), 10 if given.smoke else 6000
+    parts = (load_digits(part).x.reshape(-1, 64) for part in ("train", "test"))
     train_x, test_x = map(stream.backend.asarray, parts)
     for model in (chain(), ladder()):
         ema = train(model, train_x, steps, stream)
@@ -91,8 +91,8 @@ def main() -> None:
         eps[1 - level] = np.repeat(eps[1 - level][:ROW], ROW, axis=0)  # one for each row
         with ema.applied():
             images = model.sample(eps).reshape(-1, 8, 8, 1)
-        path = given.out / f"level_{level + 1}.png"
-        image_grid(path, images, f"along a row z{level + 1} alone is drawn anew", ROW)
+        path, z = given.out / f"level_{level + 1}.png", f"z{level + 1}"
+        image_grid(path, images, f"along a row {z} alone is drawn anew", ROW)
         print(f"wrote {path}")
 
 

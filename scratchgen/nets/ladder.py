@@ -181,9 +181,7 @@ def conv_ladder(
     return LadderNets(encoders, levels, sizes[0], maps, decoder)
 
 
-def chain_between(
-    encoder, latents: Sequence[int], decoder, hidden: Sequence[int], dropout: float = 0.0
-) -> ChainNets:
+def chain_between(encoder, latents: Sequence[int], decoder, hidden: Sequence[int]) -> ChainNets:
     """A Markov chain of latents between an encoder and a decoder, with MLPs between the latents.
 
     Args:
@@ -191,11 +189,10 @@ def chain_between(
         latents: the size of each z_l, from the top.
         decoder: z_L -> h.
         hidden: the hidden sizes of every net between two latents.
-        dropout: the rate behind every hidden activation.
 
     Source: HVAE-1, HVAE-2
     """
     steps = list(zip(latents[:-1], latents[1:], strict=True))
-    up = [mlp([low, *hidden, 2 * high], dropout=dropout) for high, low in reversed(steps)]
-    down = [mlp([high, *hidden, 2 * low], dropout=dropout) for high, low in steps]
+    up = [mlp([low, *hidden, 2 * high]) for high, low in reversed(steps)]
+    down = [mlp([high, *hidden, 2 * low]) for high, low in steps]
     return ChainNets([encoder, *up], down, [(k,) for k in latents], decoder)

@@ -57,7 +57,7 @@ class HvaeConfig(BoundedConfig):
         "(default: 16 each, or 4 channels)",
     )
     warm_up: float = option(
-        0.0, "share of the steps, 0 to 1, in which the weight of every KL rises to 1; 0 is none"
+        0.3, "share of the steps, 0 to 1, in which the weight of every KL rises to 1; 0 is none"
     )
     free_bits: float = option(
         0.0, "nats of KL that each level may have before training pushes it down"
@@ -67,6 +67,14 @@ class HvaeConfig(BoundedConfig):
     )
     max_gradient: float = option(
         0.0, "skip steps whose gradient is longer (its Euclidean norm); 0 skips none"
+    )
+    width: int = option(
+        0,
+        "units per hidden layer, or channels at full resolution for conv; 0 takes 192, or 32",
+    )
+    steps: int = option(6000, "training steps in all")
+    dropout: float = option(
+        0.18, "dropout rate in the nets that read data and in the decoder, not between latents"
     )
 
     def __post_init__(self):
@@ -86,6 +94,11 @@ class HvaeConfig(BoundedConfig):
                 f"--latents must name one size for each of the {self.levels} --levels, got "
                 f"{self.latents!r}"
             )
+
+    @property
+    def default_width(self) -> int:
+        """What a width of 0 stands for."""
+        return 32 if self.net == CONV else 192
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -139,7 +152,7 @@ class HvaeRecipe(BoundedRecipe):
             lowest = config.sizes[-1]
             encoder, decoder = self.nets(2 * lowest, lowest, per_pixel)
             hidden = [config.width] * config.depth
-            chain = chain_between(encoder, config.sizes, decoder, hidden, config.dropout)
+            chain = chain_between(encoder, config.sizes, decoder, hidden)
             return MarkovHvae(*chain, likelihood)
         if config.net == CONV:
             nets = conv_ladder(self.shape, config.sizes, per_pixel, *options)
