@@ -44,32 +44,10 @@ def measured(model, x, stream, samples):
     return found
 
 
-class Points:
-    """A stream whose samples are given: their mean of any quadratic is its expectation.
-
-    Args:
-        eps: for each level (samples, *its shape).
-    """
-
-    def __init__(self, eps, sample=None, level=None):
-        self.eps, self.sample, self.level = eps, sample, level
-
-    def from_row(self, first):
-        return self
-
-    def at(self, sample, level):
-        return Points(self.eps, sample, level)
-
-    def normal(self, shape):
-        found = self.eps[self.level][self.sample][None]
-        assert found.shape == shape
-        return found
-
-
 def expected(world):
     """The bounds of a world's one x, in the mean over all noise: name -> number."""
     eps = world.points()
-    found = measured(world.model, world.repeated(1), Points(eps), len(eps[0]))
+    found = measured(world.model, world.repeated(1), h.Points(eps), len(eps[0]))
     return {name: values[0] for name, values in found.items()}
 
 
