@@ -188,7 +188,7 @@ class HvaeRecipe(LikelihoodRecipe):
         x, stream = self.examples(part), Stream(0, self.born).at("evaluate")
         found = hierarchy_bounds(self.model, x, stream, draws)
         so_far, errors = found["kl"].cumsum(axis=1), self._errors(part)
-        bound, active = found["reconstruction"] + so_far[:, -1], self._active_units(x, found)
+        active = self._active_units(x, found)
         levels = []
         for i, shape in enumerate(self.model.latents):
             rate, rate_error = mean_and_error(found["kl"][:, i])
@@ -202,8 +202,8 @@ class HvaeRecipe(LikelihoodRecipe):
                 "cumulative_rate_nats": float(so_far[:, i].mean()),
                 "squared_error_per_dim": errors[i + 1],
             }
-            if "replaced" in found:
-                lost, lost_error = mean_and_error(found["replaced"][:, i] - bound)
+            if "removal" in found:
+                lost, lost_error = mean_and_error(found["removal"][:, i])
                 level["removal_bits_per_dim"] = bits_per_dim(lost, self.dims)
                 level["removal_bits_per_dim_standard_error"] = bits_per_dim(lost_error, self.dims)
             levels.append(level)
