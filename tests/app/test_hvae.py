@@ -156,7 +156,7 @@ def test_bad_options_of_the_sampler_are_one_sentence(options, what):
 
 @pytest.mark.parametrize("option", ["keep_levels", "level_temperatures"])
 def test_levels_are_options_of_hierarchies_only(option):
-    with pytest.raises(ValueError, match="is not an option of a vae"):
+    with pytest.raises(ValueError, match="the sampler of vae has no option"):
         sampling_options(VaeRecipe, {option: 1})
 
 
@@ -338,16 +338,16 @@ def trained_with(limit, tmp_path, capsys) -> str:
 
 def test_skipped_steps_are_counted_and_too_many_called_that(tmp_path, capsys):
     said = trained_with("1e-3", tmp_path, capsys)
-    assert "note: 8 of 8 steps were skipped, their gradient longer than 0.001; that is most" in said
+    assert "note: skipped 8 of 8 steps, whose gradient was longer than 0.001; that is most" in said
     assert "a larger --max-gradient" in said
     recipe, fresh = made(), made(max_gradient=1.0)
     assert recipe.remarks() == fresh.remarks() == []
     fresh.guard.skipped, fresh.fit.steps_done = 3, 6
-    assert fresh.remarks() == ["3 of 6 steps were skipped, their gradient longer than 1"]
+    assert fresh.remarks() == ["skipped 3 of 6 steps, whose gradient was longer than 1"]
 
 
 def test_where_no_step_is_skipped_nothing_is_said_of_it(tmp_path, capsys):
-    assert "steps were skipped" not in trained_with("1e9", tmp_path, capsys)
+    assert "note: skipped" not in trained_with("1e9", tmp_path, capsys)
 
 
 @every_net
