@@ -185,7 +185,7 @@ def conv_ladder(
 
 
 def chain_between(encoder, latents: Sequence[int], decoder, hidden: Sequence[int]) -> ChainNets:
-    """A Markov chain of latents with MLPs between them, as `MarkovHvae(*nets, likelihood)` takes it.
+    """A Markov chain of latents and the MLPs between them, for `MarkovHvae(*nets, likelihood)`.
 
     Args:
         encoder: x -> [mean, logvar] of z_L (N, 2 latents[-1]).

@@ -110,6 +110,7 @@ def test_every_level_has_the_latent_that_the_options_name():
         (["--free-bits", "-1"], "--free-bits must be finite and not negative"),
         (["--max-gradient", "-1"], "--max-gradient must be finite and not negative"),
         (["--max-gradient", "inf"], "--max-gradient must be finite and not negative"),
+        (["--levels", "65"], "--levels must be at most 64"),
         (["--balance", "--warm-up", "0"], "--balance acts while --warm-up lasts; add --warm-up"),
         (["--kind", "markov", "--balance"], "--balance and --free-bits are for --kind ladder"),
         (["--kind", "markov", "--free-bits", "0.1"], "--free-bits are for --kind ladder"),
@@ -322,9 +323,10 @@ def test_its_layers_can_be_listed(runs, capsys):
     listed = sum(row["parameters"] for row in found["layers"])
     with np.load(run / "checkpoint.npz") as archive:
         assert found["parameters"] == archive["theta"].size
+    assert listed == found["parameters"]
     config = json.loads((run / "config.json").read_text("utf-8"))
-    start = config["width"] if config["kind"] == "ladder" else 0  # s_0, which is no layer's
-    assert listed == found["parameters"] - start
+    if config["kind"] == "ladder":  # s_0 is no layer's
+        assert rows["start"]["output"] == [config["width"]]
     assert main(["info", "--net", str(run)]) == 0
     assert "decoder.layers.0" in capsys.readouterr().out
 
@@ -641,7 +643,7 @@ def test_temperatures_scale_the_noise_of_their_level(net, monkeypatch):
 
     plain, (top, low) = noise()
     for text, scales in (("0.5,1", (0.5, 1.0)), ("1, 0.25", (1.0, 0.25)), ("0,0", (0.0, 0.0))):
-        _, (scaled_top, scaled_low) = noise(level_temperatures=text, temperature=3.0)
+        _, (scaled_top, scaled_low) = noise(level_temperatures=text)
         np.testing.assert_array_equal(scaled_top, scales[0] * top)
         np.testing.assert_array_equal(scaled_low, scales[1] * low)
     still, _ = noise(level_temperatures="0,0")
@@ -649,6 +651,8 @@ def test_temperatures_scale_the_noise_of_their_level(net, monkeypatch):
     all_alike, _ = noise(temperature=0.5)
     np.testing.assert_array_equal(all_alike, noise(level_temperatures="0.5,0.5")[0])
     assert np.any(all_alike != plain)
+    with pytest.raises(ValueError, match="--level-temperatures stands in the place of"):
+        HvaeSampling(level_temperatures="1,1", temperature=0.5)
 
 
 @every_net
