@@ -88,7 +88,7 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, Any]:
         also "removal" (N, L), what -ELBO rises by, at the same noise, with the prior in the place
         of that level's posterior, nats.
 
-    Source: HVAE-3, HVAE-6, [Burda 2016]
+    Source: HVAE-6, [Burda 2016]
     """
     count, parts = len(hvae.latents), []
     for start, some in _batches(x):

@@ -195,7 +195,7 @@ class LadderHvae(Hierarchy):
         Raises:
             ValueError: eps does not fit, or there is no such level.
 
-        Source: ELBO-6, HVAE-6, VAE-10
+        Source: HVAE-6
         """
         n = self._require_noise(eps, x.shape[0])
         if replaced is not None and replaced not in range(len(self.levels)):
@@ -217,8 +217,8 @@ class LadderHvae(Hierarchy):
 
         Source: HVAE-4
         """
-        n = self._require_noise(eps)
-        s, _ = self._start(n, eps[0])
+        n, (top, *_) = self._require_noise(eps), eps
+        s, _ = self._start(n, top)
         for level, e in zip(self.levels, eps, strict=True):
             s = level.generate(s, e)
         return self._decode(s)

@@ -90,7 +90,7 @@ class MarkovHvae(Hierarchy):
     def look(self, x, eps: Sequence):
         """The terms of `loss` for evaluation, values only; see `Hierarchy.look`.
 
-        Source: HVAE-3, ELBO-6, VAE-10
+        Source: HVAE-3
         """
         laws, z, _ = self._climb(x, eps, None)
         kls = [standard_normal_kl(*laws[0])[0]]

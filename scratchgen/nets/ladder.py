@@ -14,7 +14,7 @@ from scratchgen.layers.affine import Linear, zero_values
 from scratchgen.layers.combinators import Residual, Sequential
 from scratchgen.layers.conv import Conv2d, ConvTranspose2d
 from scratchgen.layers.dropout import Dropout
-from scratchgen.nets.convnet import Shape, active, conv_channels, halvings
+from scratchgen.nets.convnet import SMALLEST, Shape, active, conv_channels, halvings
 from scratchgen.nets.mlp import mlp
 
 
@@ -150,7 +150,7 @@ def conv_ladder(
     channels, times = conv_channels(shape, width), halvings(shape)
     # by how many halvings each level is smaller than the image, from the top
     scales = [times - i * (times + 1) // len(latents) for i in range(len(latents))]
-    sizes = [(shape[0] >> scale, shape[1] >> scale, channels[scale]) for scale in scales]
+    sides = [SMALLEST << (times - scale) for scale in scales]
 
     def block(c: int, rate: float = 0.0) -> Residual:
         return Residual(Sequential(*active(c, rate), Conv2d(c, c)))
@@ -180,8 +180,9 @@ def conv_ladder(
         levels.append((prior, posterior, Injected(Conv2d(k, c, kernel=1), body)))
     last = [*active(width, dropout), Conv2d(width, numbers * shape[2])]
     decoder = Sequential(block(width, dropout), *last)
-    maps = [(h, w, k) for (h, w, _), k in zip(sizes, latents, strict=True)]
-    return LadderNets(encoders, levels, sizes[0], maps, decoder)
+    maps = [(side, side, k) for side, k in zip(sides, latents, strict=True)]
+    start = (SMALLEST, SMALLEST, channels[times])  # the top's
+    return LadderNets(encoders, levels, start, maps, decoder)
 
 
 def chain_between(encoder, latents: Sequence[int], decoder, hidden: Sequence[int]) -> ChainNets:
