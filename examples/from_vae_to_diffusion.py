@@ -24,12 +24,12 @@ from scratchgen.maths.forward_process import kernel, q_posterior, q_sample
 from scratchgen.maths.gamma import LinearGamma
 from scratchgen.maths.likelihoods import DiscretisedLogistic
 from scratchgen.maths.parameterisations import KWay
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.models.samplers import CLEAN
 from scratchgen.models.vae import Vae
 from scratchgen.models.vdm import LevelDecoder, Vdm
-from scratchgen.models.vdm_as_hvae import Second, as_ladder_hvae, as_markov_hvae
+from scratchgen.models.vdm_as_hvae import IgnoringState, as_ladder_hvae, as_markov_hvae
 from scratchgen.nets.mlp import TimedMlp, mlp
 
 DIMS, LATENT, LEVELS = 64, 16, 17
@@ -45,8 +45,8 @@ def one_level(x: np.ndarray, stream: Stream) -> None:
     """The VAE, the ladder of one level and the chain of one level share their two nets."""
     encoder, decoder = mlp([DIMS, 128, 2 * LATENT]), mlp([LATENT, 128, 2 * DIMS])
     likelihood, nothing = DiscretisedLogistic(LEVELS), Sequential()
-    top = Level(None, Second(encoder), Second(nothing))
-    ladder = LadderHvae([nothing], [top], (0,), [(LATENT,)], decoder, likelihood)
+    top = None, IgnoringState(encoder), IgnoringState(nothing)
+    ladder = LadderHvae([nothing], [top], None, [(LATENT,)], decoder, likelihood)
     FlatParameters(ladder, stream.at("initial"))
     eps = stream.at("eps").normal((len(x), LATENT))
     print("one level, nats a digit: reconstruction, kl, -ELBO")

@@ -20,7 +20,7 @@ from scratchgen.data.digits import load_digits
 from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.maths.likelihoods import DiscretisedLogistic
 from scratchgen.metrics.likelihood import hierarchy_bounds, mean_and_error
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.nets.ladder import chain_between, mlp_ladder
 from scratchgen.nets.mlp import mlp
@@ -34,8 +34,7 @@ BATCH, SIZES, ROW, LIKELIHOOD = 128, (16, 16), 8, DiscretisedLogistic(17)
 def ladder() -> LadderHvae:
     """Two levels between a learned start and the digits."""
     nets = mlp_ladder(64, SIZES, 128, width=192, dropout=0.18)
-    levels = [Level(*parts) for parts in nets.levels]
-    return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, LIKELIHOOD)
+    return LadderHvae(*nets, LIKELIHOOD)
 
 
 def chain() -> MarkovHvae:
@@ -81,7 +80,7 @@ def main() -> None:
         ema = train(model, train_x, steps, stream)
         with ema.applied():
             found = hierarchy_bounds(model, test_x, stream.at("evaluate"), samples=16)
-        top, low = found["kl/1"], found["kl/2"]
+        top, low = found["kl"].T
         mean, error = mean_and_error(found["reconstruction"] + top + low)
         bits, spread = bits_per_dim(mean, 64), bits_per_dim(error, 64)
         print(f"{type(model).__name__:10}: -ELBO {bits:.3f} ± {spread:.3f} bits/dim on test, of it")

@@ -19,7 +19,7 @@ from scratchgen.layers.conv import Conv2d
 from scratchgen.maths import likelihoods as lk
 from scratchgen.maths.bounds import importance_weighted_bound
 from scratchgen.maths.gaussian import Gaussian
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.nets.ladder import Joined
 from scratchgen.nets.mlp import mlp
@@ -221,7 +221,7 @@ class LadderWorld(World):
             )
             into = np.concatenate([np.eye(size), np.eye(size)[self.nodes[level]]])
             merge = Affine(into, np.zeros(size), state)
-            levels.append(Level(net if level else None, posterior, merge))
+            levels.append((net if level else None, posterior, merge))
         w, b, logvar = self.p(len(self.shapes), self.z)
         decoder = Affine(w, b - start @ w, self.data_shape, logvar)
         self.model = LadderHvae(encoders, levels, state, self.shapes, decoder, lk.Normal())
@@ -270,7 +270,7 @@ def every_weight_is_the_evidence(world, seed):
     """At the exact posterior the log-weights have no variance, and the loss's mean is -log p(x)."""
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
-    nll, _ = world.model.weigh(x, eps)
+    nll, _, _ = world.model.look(x, eps)
     size = np.abs(nll).max()
     close(world.model.log_weights(x, eps), world.evidence, size)
     close(sum(expected(world)), -world.evidence, size)
@@ -280,7 +280,7 @@ def weights_are_densities(world, seed):
     """log p(x, z) - log q(z | x) at the very z, by the densities of both networks."""
     eps = world.noise(seed)
     x, z = world.repeated(len(eps[0])), world.drawn(eps)
-    nll, log_ratios = world.model.weigh(x, eps)
+    nll, log_ratios, _ = world.model.look(x, eps)
     p = world.model_of_all.log_prob(np.concatenate([z, np.tile(world.x, (len(z), 1))], axis=1))
     q = world.encoder.log_prob(z[:, world.order[len(world.seen) :]])
     size = np.abs(p).max() + np.abs(q).max()
@@ -294,7 +294,7 @@ def weights_are_densities(world, seed):
 def ratios_average_to_the_kls(world):
     """Each level's log-ratio against its kl in the mean over all noise."""
     eps = world.points()
-    nll, log_ratios = world.model.weigh(world.repeated(len(eps[0])), eps)
+    nll, log_ratios, _ = world.model.look(world.repeated(len(eps[0])), eps)
     reconstruction, *kls = expected(world)
     close(nll.mean(), reconstruction)
     close([-ratio.mean() for ratio in log_ratios], kls)
@@ -407,7 +407,7 @@ def ladder(net, depth, likelihood, place=()):
         place: (H, W) of the maps; () for vectors.
     """
     levels = [
-        Level(net(4, 2 * k) if i else None, Joined(net(4 + 5, 2 * k)), Joined(net(4 + k, 4)))
+        (net(4, 2 * k) if i else None, Joined(net(4 + 5, 2 * k)), Joined(net(4 + k, 4)))
         for i, k in enumerate(CHANNELS[:depth])
     ]
     encoders = [net(5 if i else 3, 5) for i in range(depth)]
@@ -446,7 +446,7 @@ def is_the_vae(model, vae, params, seed):
             pullback(*(normals(seed + 5 + i, len(x)) for i in range(2)))
         return [*terms, gradient]
 
-    nll, (log_ratio,) = model.weigh(x, [eps])
+    nll, (log_ratio,), _ = model.look(x, [eps])
     want_nll, want_ratio = vae.weigh(x, eps[None])
     pairs = [
         *zip(terms_and_gradient(model, [eps]), terms_and_gradient(vae, eps[None]), strict=True),
@@ -502,7 +502,7 @@ def noise_must_fit(model, likelihood):
     """What takes noise refuses another number of arrays and other shapes; keep names latents."""
     bound(model)
     x, eps = batch(model, likelihood, 0)
-    doors = [lambda e: model.loss(x, e), lambda e: model.weigh(x, e), model.sample]
+    doors = [lambda e: model.loss(x, e), lambda e: model.look(x, e), model.sample]
     doors += [lambda e: model.log_weights(x, e), lambda e: model.reconstruct(x, e, 0)]
     for door in doors:
         for wrong in ([], eps[:-1], [*eps, eps[-1]], [*eps[:-1], eps[-1][:, :1]]):
@@ -527,12 +527,12 @@ def backends_agree(build, born):
         x, eps = made.asarray(x), [made.asarray(e) for e in eps]
         terms, pullback = model.loss(x, eps, stream)
         pullback(*terms)
-        nll, log_ratios = model.weigh(x, eps)
+        nll, log_ratios, kls = model.look(x, eps)
         found.append([*terms, params.grad, nll, *log_ratios, model.log_weights(x, eps)])
         found[-1] += [model.sample(eps), *(model.reconstruct(x, eps, k) for k in range(3))]
-        found[-1] += model.kl_per_dimension(x, eps)
-        if model.replaces:
-            found[-1] += model.weigh(x, eps, replaced=1)[1]
+        found[-1] += kls
+        if isinstance(model, LadderHvae):
+            found[-1] += model.look(x, eps, replaced=1)[1]
     for got, want in zip(*found, strict=True):
         oracle.assert_close(host(got), want, 50 * tolerance(born), "value")
         assert got.dtype == born.zeros((1,)).dtype

@@ -9,6 +9,7 @@ import numpy as np
 from scratchgen.core.arrays import example_sum, namespace, to_host
 from scratchgen.core.streams import Stream
 from scratchgen.maths.bounds import importance_weighted_bound
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.vdm import on_grid
 
 NUMBERS = 64 * 64  # in the examples that are looked at together, where one has no more
@@ -68,7 +69,7 @@ def vae_bounds(vae, x, stream: Stream, latent: int, samples: int) -> dict[str, n
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, np.ndarray]:
+def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, Any]:
     """Every example's loss terms and importance-weighted bound under a hierarchical VAE.
 
     The noise of an example depends on the stream and the example's index only, never on how the
@@ -81,52 +82,49 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, np.ndar
         samples: S, the number of z per example, for every term.
 
     Returns:
-        Host arrays: "reconstruction" (N,) and "kl/1" ... "kl/L" (N,), nats, whose sum is -ELBO;
+        Host arrays: "reconstruction" (N,) and "kl" (N, L), nats, which together sum to -ELBO;
         "importance_weighted" (N,), -log of the mean of S importance weights, nats;
-        "per_dimension/1" ... (N, *shape of z_l), nats, which "kl/1" ... are the sums of;
-        "replaced/1" ... (N,), -ELBO with the prior in the place of that level's posterior, nats,
-        where the model can do that. What the sampled ratios of the other levels are off their KLs
-        is taken from the same noise without the replacement, so of a level whose posterior is its
-        prior it is -ELBO, and not only in the mean.
+        "kl_per_dimension", a list of (N, *shape of z_l), nats, whose sums are "kl"; of a ladder
+        also "replaced" (N, L), -ELBO with the prior in the place of each level's posterior, nats.
 
     Source: HVAE-3, HVAE-6, [Burda 2016]
     """
-    parts: dict[str, list[np.ndarray]] = {}
-    levels = range(len(hvae.latents))
+    count, parts = len(hvae.latents), []
     for start, some in _batches(x):
         n, draw, xp = some.shape[0], stream.from_row(start), namespace(x)
-        sums: dict[str, Any] = {}
-        log_weights = []
-
-        def add(name: str, values, sums=sums) -> None:
-            sums[name] = sums.get(name, 0.0) + values / samples
-
+        log_weights, chunks = [], []
         for first in range(0, samples, CHUNK):
             chunk = range(first, min(first + CHUNK, samples))
-            rows = (len(chunk), n)
             repeated = xp.concat([some] * len(chunk))
             eps = [
-                xp.concat([draw.at(s, level).normal((n, *hvae.latents[level])) for s in chunk])
-                for level in levels
+                xp.concat([draw.at(s, level).normal((n, *shape)) for s in chunk])
+                for level, shape in enumerate(hvae.latents)
             ]
-            nll, log_ratios = hvae.weigh(repeated, eps)
-            log_weights.append(xp.reshape(sum(log_ratios) - nll, rows))
-            add("reconstruction", xp.sum(xp.reshape(nll, rows), axis=0))
-            kls = hvae.kl_per_dimension(repeated, eps)
-            for i, kl in enumerate(kls, start=1):
-                add(f"per_dimension/{i}", xp.sum(xp.reshape(kl, (*rows, *kl.shape[1:])), axis=0))
-            for level in levels if hvae.replaces else ():
-                without, others = hvae.weigh(repeated, eps, level)
-                for j, (kl, ratio, other) in enumerate(zip(kls, log_ratios, others, strict=True)):
-                    if j != level:
-                        without = without + example_sum(kl) + (ratio - other)
-                add(f"replaced/{level + 1}", xp.sum(xp.reshape(without, rows), axis=0))
-        for i in levels:
-            sums[f"kl/{i + 1}"] = example_sum(sums[f"per_dimension/{i + 1}"])
-        sums["importance_weighted"] = -importance_weighted_bound(xp.concat(log_weights))
-        for name, values in sums.items():
-            parts.setdefault(name, []).append(to_host(values).astype(np.float64))
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            nll, log_ratios, kls = hvae.look(repeated, eps)
+            log_weights.append(xp.reshape(sum(log_ratios) - nll, (len(chunk), n)))
+            terms = [nll, *kls]
+            for level in range(count) if isinstance(hvae, LadderHvae) else ():
+                without, _, rest = hvae.look(repeated, eps, level)
+                terms.append(without + sum(map(example_sum, rest)))
+            chunks.append([_sum_over_draws(term, n) for term in terms])
+        means = [sum(values) / samples for values in zip(*chunks, strict=True)]
+        means.append(-importance_weighted_bound(xp.concat(log_weights)))
+        parts.append([to_host(mean).astype(np.float64) for mean in means])
+    nll, *rest, tight = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    kls, replaced = rest[:count], rest[count:]
+    return {
+        "reconstruction": nll,
+        "kl": np.stack([kl.reshape(len(kl), -1).sum(axis=1) for kl in kls], axis=1),
+        "importance_weighted": tight,
+        "kl_per_dimension": kls,
+        **({"replaced": np.stack(replaced, axis=1)} if replaced else {}),
+    }
+
+
+def _sum_over_draws(values, n: int):
+    """(S·n, ...), one draw of all n examples after another -> (n, ...)."""
+    xp = namespace(values)
+    return xp.sum(xp.reshape(values, (-1, n, *values.shape[1:])), axis=0)
 
 
 def spread_times(n: int, draws: int, first: int, count: int, shift: float) -> np.ndarray:

@@ -2,8 +2,7 @@
 
     z_1  →  z_2  →  ...  →  z_L  →  x
 
-z_1 is drawn first and far from the data, z_L is the last before it. So the first k of them are
-what a coder would send first.
+z_1 is drawn first and far from the data, z_L is the last before it.
 """
 
 from abc import abstractmethod
@@ -20,14 +19,12 @@ class Hierarchy(Module):
 
     Args:
         latents: the shape of one example of each z_l, from the top.
-        decoder: net from what `LadderHvae` or `MarkovHvae` says to h.
+        decoder: net to h.
         likelihood: p(x | h), one of maths/likelihoods.py.
 
     Raises:
         ValueError: there is no latent.
     """
-
-    replaces = False  # whether `weigh` takes a level whose posterior is replaced by its prior
 
     def __init__(self, latents: Sequence[Shape], decoder, likelihood):
         if not latents:
@@ -37,35 +34,43 @@ class Hierarchy(Module):
 
     @abstractmethod
     def loss(self, x, eps: Sequence, stream=None):
-        """-ELBO(x) as (reconstruction, kl_1, ..., kl_L), each (N,) nats, and its pullback."""
-
-    @abstractmethod
-    def weigh(self, x, eps: Sequence):
-        """-log p(x | z), and log p(z_l | z_<l)/q(z_l | ...) of every level, at one z ~ q(z | x).
+        """-ELBO(x) in its L + 1 terms, at one z per example.
 
         Args:
-            x: (N, ...).
+            x: (N, ...), data.
             eps: for each level (N, *its shape) ~ N(0, I).
+            stream: noise for nets that drop out; None evaluates without.
 
         Returns:
-            nll: (N,), nats.
-            log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
+            terms: (reconstruction, kl_1, ..., kl_L), each (N,) nats; the mean of their sum is
+                -ELBO.
+            pullback: (d_reconstruction, d_kl_1, ..., d_kl_L), each (N,) -> None; adds the
+                parameters' gradients.
+
+        Raises:
+            ValueError: eps does not fit.
 
         Source: ELBO-6
         """
 
     @abstractmethod
-    def kl_per_dimension(self, x, eps: Sequence):
-        """What each dimension adds to kl_1, ..., kl_L at one z ~ q(z | x).
+    def look(self, x, eps: Sequence):
+        """The same for evaluation: values only, at one z ~ q(z | x).
 
         Args:
             x: (N, ...).
             eps: for each level (N, *its shape) ~ N(0, I).
 
         Returns:
-            L arrays (N, *shape of z_l), nats.
+            nll: (N,), -log p(x | z), nats.
+            log_ratios: L arrays (N,), log p(z_l | ...)/q(z_l | ...), nats. Their sum less nll is
+                the log of an importance weight.
+            kls: L arrays (N, *shape of z_l), what each dimension adds to kl_1, ..., kl_L, nats.
 
-        Source: ELBO-6, VAE-10
+        Raises:
+            ValueError: eps does not fit.
+
+        Source: ELBO-6
         """
 
     @abstractmethod
@@ -73,6 +78,9 @@ class Hierarchy(Module):
         """E[x | z] at z from the prior: eps for each level (N, *its shape) -> (N, ...).
 
         A temperature below 1 is a smaller eps, and each level may have its own.
+
+        Raises:
+            ValueError: eps does not fit.
         """
 
     @abstractmethod
@@ -107,17 +115,17 @@ class Hierarchy(Module):
 
         Source: ELBO-2, ELBO-4, ELBO-6
         """
-        nll, log_ratios = self.weigh(x, eps)
+        nll, log_ratios, _ = self.look(x, eps)
         return sum(log_ratios) - nll
 
-    def decode(self, state):
+    def _decode(self, state):
         """E[x | h] of what stands before the decoder.
 
         Source: HVAE-4
         """
         return self.likelihood.mean(self.decoder(state)[0])
 
-    def nll(self, x, state, stream=None):
+    def _nll(self, x, state, stream=None):
         """-log p(x | state): (N,) nats, and its pullback: d (N,) -> d_state.
 
         Source: HVAE-3, HVAE-6
@@ -126,7 +134,7 @@ class Hierarchy(Module):
         nll, nll_pullback = self.likelihood.nll(x, h)
         return example_sum(nll), lambda d: decoder_pullback(nll_pullback(per_example(d, nll)))
 
-    def require_noise(self, eps: Sequence, n: int | None = None) -> int:
+    def _require_noise(self, eps: Sequence, n: int | None = None) -> int:
         """The number of examples, once the noise is one array for each level.
 
         Args:
@@ -144,7 +152,7 @@ class Hierarchy(Module):
             raise ValueError(f"eps must have one array for each level, of shapes {want}; got {got}")
         return n
 
-    def kept(self, keep: int | None) -> int:
+    def _kept(self, keep: int | None) -> int:
         """How many latents a `keep` of `reconstruct` stands for.
 
         Raises:

@@ -4,7 +4,7 @@ generator.
     p(x, z) = p(z_1) Π_{l≥2} p(z_l | z_<l) p(x | z)
     q(z | x) = q(z_1 | x) Π_{l≥2} q(z_l | x, z_<l)
 
-    h_L, ..., h_1 = features of x, from the data up;   s_0 is learned
+    h_L, ..., h_1 = features of x, from the data up;   s_0 is learned, or empty
     p(z_l | z_<l) = N(μ_l(s_{l-1}), e^(λ_l(s_{l-1}))),   z_1 ~ N(0, I)
     q(z_l | x, z_<l) = N(μ_l + Δμ_l, e^(λ_l + Δλ_l)),    Δ = posterior_l(s_{l-1}, h_l)
     s_l = merge_l(s_{l-1}, z_l),   x ~ likelihood(decoder(s_L))
@@ -71,7 +71,7 @@ class Level(Module):
         return (below, example_sum(kl)), pullback
 
     def look(self, s, h, eps):
-        """The same without a gradient, for whoever measures.
+        """The same for evaluation, values only.
 
         Returns:
             the next state; log p(z_l | z_<l)/q(z_l | x, z_<l) (N,) nats at that z_l; and the KL
@@ -103,18 +103,19 @@ class Level(Module):
         """
         if self.prior is None:
             zero = namespace(eps).zeros_like(eps)
-            return zero, zero, lambda d: 0.0
+            return zero, zero, lambda d: namespace(s).zeros_like(s)
         found, pullback = self.run("prior", self.prior, s, stream=stream)
         return *halves(found), pullback
 
 
 class LadderHvae(Hierarchy):
-    """L levels between a learned start and the data.
+    """L levels between a start and the data.
 
     Args:
         encoders: L nets: the first x -> h_L, every other the feature below -> the one above.
-        levels: L of them, from the top; only the first has no prior of its own.
-        start: the shape of one example of s_0.
+        levels: (prior, posterior, merge) of each `Level`, from the top; only the top has None for
+            a prior.
+        start: the shape of one example of s_0, which is learned; None for an empty one, (N, 0).
         latents: the shape of one example of each z_l, from the top.
         decoder: net s_L -> h.
         likelihood: p(x | h), one of maths/likelihoods.py.
@@ -126,13 +127,11 @@ class LadderHvae(Hierarchy):
     Source: HVAE-4, HVAE-5, [Vahdat 2020]
     """
 
-    replaces = True
-
     def __init__(
         self,
         encoders: Sequence,
-        levels: Sequence[Level],
-        start: Shape,
+        levels: Sequence[tuple],
+        start: Shape | None,
         latents: Sequence[Shape],
         decoder,
         likelihood,
@@ -143,47 +142,36 @@ class LadderHvae(Hierarchy):
                 f"need as many encoders and levels as latents, got {len(encoders)} encoders, "
                 f"{len(levels)} levels and {len(latents)} latents"
             )
-        for i, level in enumerate(levels):
-            if (level.prior is None) != (i == 0):
+        for i, (prior, _, _) in enumerate(levels):
+            if (prior is None) != (i == 0):
                 raise ValueError(
-                    "the first level has prior=None, which is N(0, I), and every other a net; "
-                    f"level {i} has {level.prior}"
+                    "the first level has the prior None, which is N(0, I), and every other a net; "
+                    f"level {i} has {prior}"
                 )
-        self.encoders, self.levels = tuple(encoders), tuple(levels)
-        self.start = Parameter(tuple(start), zero_values)
+        self.encoders = tuple(encoders)
+        self.levels = tuple(Level(*parts) for parts in levels)
+        self.start = None if start is None else Parameter(tuple(start), zero_values)
 
     def loss(self, x, eps: Sequence, stream=None):
-        """-ELBO(x) in its L + 1 terms, at one z per example.
+        """-ELBO(x) in its L + 1 terms, at one z per example; see `Hierarchy.loss`.
 
             reconstruction = -log p(x | z),   z ~ q(z | x)
             kl_l           = KL(q(z_l | x, z_<l) ‖ p(z_l | z_<l)), in closed form given z_<l
 
-        Args:
-            x: (N, ...), data.
-            eps: for each level (N, *its shape) ~ N(0, I).
-            stream: noise for nets that drop out; None evaluates without.
-
-        Returns:
-            terms: (reconstruction, kl_1, ..., kl_L), each (N,) nats; their sum is -ELBO, and
-                kl_1 + ... + kl_k the rate of the first k latents.
-            pullback: (d_reconstruction, d_kl_1, ..., d_kl_L), each (N,) -> None; adds the
-                parameters' gradients.
-
-        Raises:
-            ValueError: eps does not fit.
+        In the mean kl_1 + ... + kl_k is KL(q(z_1..k | x) ‖ p(z_1..k)), the rate of the first k.
 
         Source: HVAE-6, ELBO-6
         """
-        n = self.require_noise(eps, x.shape[0])
+        n = self._require_noise(eps, x.shape[0])
         features, features_pullback = self._features(x, stream)
-        s, start_pullback = self._start(n)
+        s, start_pullback = self._start(n, x)
         kls, pullbacks = [], []
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             own = None if stream is None else stream.at("levels", i)
             (s, kl), pull = level(s, h, eps[i], stream=own)
             kls.append(kl)
             pullbacks.append(pull)
-        reconstruction, nll_pullback = self.nll(x, s, stream)
+        reconstruction, nll_pullback = self._nll(x, s, stream)
 
         def pullback(d_reconstruction, *d_kls):
             ds, d_features = nll_pullback(d_reconstruction), []
@@ -195,98 +183,56 @@ class LadderHvae(Hierarchy):
 
         return (reconstruction, *kls), pullback
 
-    def weigh(self, x, eps: Sequence, replaced: int | None = None):
-        """-log p(x | z), and log p(z_l | z_<l)/q(z_l | x, z_<l) of every level, at one z ~ q.
+    def look(self, x, eps: Sequence, replaced: int | None = None):
+        """The same for evaluation, values only; see `Hierarchy.look`.
 
         Args:
             x: (N, ...).
             eps: for each level (N, *its shape) ~ N(0, I).
             replaced: a level, counted from 0, whose posterior is replaced by its prior: what the
-                bound is without what that level says about x.
-
-        Returns:
-            nll: (N,), nats.
-            log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
+                bound is without what that level says about x. Its log-ratio and KL are 0.
 
         Raises:
             ValueError: eps does not fit, or there is no such level.
 
-        Source: ELBO-6, HVAE-6
+        Source: ELBO-6, HVAE-6, VAE-10
         """
-        n = self.require_noise(eps, x.shape[0])
+        n = self._require_noise(eps, x.shape[0])
         if replaced is not None and replaced not in range(len(self.levels)):
             raise ValueError(f"there are the levels 0 to {len(self.levels) - 1}, not {replaced}")
         features, _ = self._features(x, None)
-        (s, _), log_ratios = self._start(n), []
+        (s, _), log_ratios, kls = self._start(n, x), [], []
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             if i == replaced:
-                s, log_ratio = level.generate(s, eps[i]), zeros((x.shape[0],), like=x)
+                s, ratio, kl = level.generate(s, eps[i]), zeros((n,), like=x), 0.0 * eps[i]
             else:
-                s, log_ratio, _ = level.look(s, h, eps[i])
-            log_ratios.append(log_ratio)
-        return self.nll(x, s)[0], log_ratios
-
-    def kl_per_dimension(self, x, eps: Sequence):
-        """KL(q(z_l | x, z_<l) ‖ p(z_l | z_<l)) of every dimension, at one z_<l ~ q.
-
-        Args:
-            x: (N, ...).
-            eps: for each level (N, *its shape) ~ N(0, I).
-
-        Returns:
-            L arrays (N, *shape of z_l), nats.
-
-        Raises:
-            ValueError: eps does not fit.
-
-        Source: HVAE-6, VAE-10
-        """
-        n = self.require_noise(eps, x.shape[0])
-        features, _ = self._features(x, None)
-        (s, _), found = self._start(n), []
-        for level, h, e in zip(self.levels, features, eps, strict=True):
-            s, _, kl = level.look(s, h, e)
-            found.append(kl)
-        return found
+                s, ratio, kl = level.look(s, h, eps[i])
+            log_ratios.append(ratio)
+            kls.append(kl)
+        return self._nll(x, s)[0], log_ratios, kls
 
     def sample(self, eps: Sequence):
-        """E[x | z] at z from the prior: eps for each level (N, *its shape) -> (N, ...).
-
-        A temperature below 1 is a smaller eps, and each level may have its own.
-
-        Raises:
-            ValueError: eps does not fit.
+        """E[x | z] at z from the prior; see `Hierarchy.sample`.
 
         Source: HVAE-4
         """
-        s, _ = self._start(self.require_noise(eps))
+        n = self._require_noise(eps)
+        s, _ = self._start(n, eps[0])
         for level, e in zip(self.levels, eps, strict=True):
             s = level.generate(s, e)
-        return self.decode(s)
+        return self._decode(s)
 
     def reconstruct(self, x, eps: Sequence, keep: int | None = None):
-        """E[x' | z] with the first `keep` latents from q(z | x), the others from the prior.
-
-        Args:
-            x: (N, ...).
-            eps: for each level (N, *its shape); zeros take every latent at its mean.
-            keep: 0..L; all unless given. With 0 the result does not depend on x.
-
-        Returns:
-            (N, ...).
-
-        Raises:
-            ValueError: eps does not fit, or there are not so many latents.
+        """E[x' | z] with the first `keep` latents from q(z | x); see `Hierarchy.reconstruct`.
 
         Source: HVAE-5, HVAE-4
         """
-        n = self.require_noise(eps, x.shape[0])
-        keep = self.kept(keep)
+        n, keep = self._require_noise(eps, x.shape[0]), self._kept(keep)
         features, _ = self._features(x, None)
-        s, _ = self._start(n)
+        s, _ = self._start(n, x)
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             s = level.look(s, h, eps[i])[0] if i < keep else level.generate(s, eps[i])
-        return self.decode(s)
+        return self._decode(s)
 
     def _features(self, x, stream):
         """h_1, ..., h_L, from the top, and their pullback: dh_1, ..., dh_L -> None.
@@ -306,8 +252,10 @@ class LadderHvae(Hierarchy):
 
         return found[::-1], pullback
 
-    def _start(self, n: int):
-        """s_0 for n examples, and its pullback."""
+    def _start(self, n: int, like):
+        """s_0 for n examples, in the library and dtype of `like`, and its pullback."""
+        if self.start is None:
+            return zeros((n, 0), like=like), lambda ds: None
         start = self.start.read()
 
         def pullback(ds):

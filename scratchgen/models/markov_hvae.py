@@ -49,28 +49,15 @@ class MarkovHvae(Hierarchy):
         self.encoders, self.priors = tuple(encoders), tuple(priors)
 
     def loss(self, x, eps: Sequence, stream=None):
-        """-ELBO(x) in its L + 1 terms, at one z per example.
+        """-ELBO(x) in its L + 1 terms, at one z per example; see `Hierarchy.loss`.
 
             reconstruction = -log p(x | z_L),   z ~ q(z | x)
             kl_1           = KL(q(z_1 | z_2) ‖ p(z_1)), in closed form
             kl_l           = log q(z_l | z_{l+1}) - log p(z_l | z_{l-1}), l ≥ 2
 
-        Only their sum is a divergence in the mean. A single kl_l below the top need not be positive
-        even there, for given both its neighbours z_l no longer follows q(z_l | z_{l+1}).
-
-        Args:
-            x: (N, ...), data.
-            eps: for each level (N, *its shape) ~ N(0, I).
-            stream: noise for nets that drop out; None evaluates without.
-
-        Returns:
-            terms: (reconstruction, kl_1, ..., kl_L), each (N,) nats; the mean of their sum is
-                -ELBO.
-            pullback: (d_reconstruction, d_kl_1, ..., d_kl_L), each (N,) -> None; adds the
-                parameters' gradients.
-
-        Raises:
-            ValueError: eps does not fit.
+        With z_{L+1} = x, kl_1 + ... + kl_k is in the mean the divergence of q(z_1..k | z_{k+1})
+        from p(z_1..k), which is no less than the rate of the first k. A single kl_l below the top
+        may be negative, for given both its neighbours z_l no longer follows q(z_l | z_{l+1}).
 
         Source: HVAE-3, ELBO-6
         """
@@ -82,7 +69,7 @@ class MarkovHvae(Hierarchy):
             nll, nll_pullback = normal_nll(z[i], *halves(law))
             kls.append(example_sum(nll + normal_log_pdf(eps[i]) - 0.5 * laws[i][1]))
             steps.append((nll_pullback, law_pullback))
-        reconstruction, decoder_pullback = self.nll(x, z[-1], stream)
+        reconstruction, decoder_pullback = self._nll(x, z[-1], stream)
 
         def pullback(d_reconstruction, *d_kls):
             down = [per_example(d, e) for d, e in zip(d_kls, eps, strict=True)]
@@ -100,89 +87,56 @@ class MarkovHvae(Hierarchy):
 
         return (reconstruction, *kls), pullback
 
-    def weigh(self, x, eps: Sequence):
-        """-log p(x | z_L), and log p(z_l | z_{l-1})/q(z_l | z_{l+1}) of every level, at one z ~ q.
+    def look(self, x, eps: Sequence):
+        """The same for evaluation, values only; see `Hierarchy.look`.
 
-        Args:
-            x: (N, ...).
-            eps: for each level (N, *its shape) ~ N(0, I).
-
-        Returns:
-            nll: (N,), nats.
-            log_ratios: L arrays (N,), nats. Their sum less nll is the log of an importance weight.
-
-        Raises:
-            ValueError: eps does not fit.
-
-        Source: HVAE-3, ELBO-6
+        Source: HVAE-3, ELBO-6, VAE-10
         """
         laws, z, _ = self._climb(x, eps, None)
-        log_p = [normal_log_pdf(z[0])]
-        for i, prior in enumerate(self.priors, start=1):
-            log_p.append(-normal_nll(z[i], *halves(prior(z[i - 1])[0]))[0])
-        log_ratios = [
-            example_sum(p - normal_log_pdf(e) + 0.5 * logvar)
-            for p, e, (_, logvar) in zip(log_p, eps, laws, strict=True)
-        ]
-        return self.nll(x, z[-1])[0], log_ratios
-
-    def kl_per_dimension(self, x, eps: Sequence):
-        """What each dimension adds to the kl_l of `loss`; below the top it may be negative.
-
-        Args:
-            x: (N, ...).
-            eps: for each level (N, *its shape) ~ N(0, I).
-
-        Returns:
-            L arrays (N, *shape of z_l), nats.
-
-        Raises:
-            ValueError: eps does not fit.
-
-        Source: HVAE-3, VAE-10
-        """
-        laws, z, _ = self._climb(x, eps, None)
-        found = [standard_normal_kl(*laws[0])[0]]
+        kls = [standard_normal_kl(*laws[0])[0]]
         for i, prior in enumerate(self.priors, start=1):
             nll, _ = normal_nll(z[i], *halves(prior(z[i - 1])[0]))
-            found.append(nll + normal_log_pdf(eps[i]) - 0.5 * laws[i][1])
-        return found
+            kls.append(nll + normal_log_pdf(eps[i]) - 0.5 * laws[i][1])
+        top = normal_log_pdf(z[0]) - normal_log_pdf(eps[0]) + 0.5 * laws[0][1]
+        log_ratios = [example_sum(top), *(-example_sum(kl) for kl in kls[1:])]
+        return self._nll(x, z[-1])[0], log_ratios, kls
 
-    def sample(self, eps: Sequence):
-        """E[x | z_L] at z from the prior: eps for each level (N, *its shape) -> (N, ...).
+    def encode(self, x, eps: Sequence):
+        """z_1, ..., z_L ~ q(z | x), from the top.
 
-        A temperature below 1 is a smaller eps, and each level may have its own.
+        Args:
+            x: (N, ...).
+            eps: for each level (N, *its shape) ~ N(0, I); zeros take every latent at its mean.
+
+        Returns:
+            L arrays (N, *shape of z_l).
 
         Raises:
             ValueError: eps does not fit.
+
+        Source: HVAE-2
+        """
+        _, z, _ = self._climb(x, eps, None)
+        return list(z)
+
+    def sample(self, eps: Sequence):
+        """E[x | z_L] at z from the prior; see `Hierarchy.sample`.
 
         Source: HVAE-1
         """
-        self.require_noise(eps)
-        return self.decode(self._descend(eps[0], eps[1:]))
+        self._require_noise(eps)
+        return self._decode(self._descend(eps[0], eps[1:]))
 
     def reconstruct(self, x, eps: Sequence, keep: int | None = None):
-        """E[x' | z_L] with the first `keep` latents from q(z | x), the others from the prior.
-
-        Args:
-            x: (N, ...).
-            eps: for each level (N, *its shape); zeros take every latent at its mean.
-            keep: 0..L; all unless given. With 0 the result does not depend on x.
-
-        Returns:
-            (N, ...).
-
-        Raises:
-            ValueError: eps does not fit, or there are not so many latents.
+        """E[x' | z_L] with the first `keep` latents from q(z | x); see `Hierarchy.reconstruct`.
 
         Source: HVAE-1, HVAE-2
         """
-        self.require_noise(eps, x.shape[0])
-        keep = self.kept(keep)
+        self._require_noise(eps, x.shape[0])
+        keep = self._kept(keep)
         if keep == 0:
             return self.sample(eps)
-        _, z, _ = self._climb(x, eps, None)
-        return self.decode(self._descend(z[keep - 1], eps[keep:]))
+        return self._decode(self._descend(self.encode(x, eps)[keep - 1], eps[keep:]))
 
     def _descend(self, z, eps: Sequence):
         """From some z_l down to z_L, with as many steps as there is noise.
@@ -202,7 +156,7 @@ class MarkovHvae(Hierarchy):
 
         Source: HVAE-2
         """
-        self.require_noise(eps, x.shape[0])
+        self._require_noise(eps, x.shape[0])
         z, found = x, []
         for i, e in enumerate(reversed(eps)):
             (law, z), pullback = self._step_up(i, z, e, stream)

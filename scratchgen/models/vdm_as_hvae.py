@@ -12,9 +12,7 @@ Upwards it is a `MarkovHvae`, and -ELBO is the ratio of two chains (VDM-7). Down
 the mean all three are the same. The net is the diffusion's own, so any of them trains it.
 """
 
-from typing import Any
-
-from scratchgen.core.arrays import halves, namespace, per_example, zeros
+from scratchgen.core.arrays import halves, namespace, per_example
 from scratchgen.core.module import Module
 from scratchgen.layers.combinators import Sequential
 from scratchgen.maths.forward_process import (
@@ -24,7 +22,7 @@ from scratchgen.maths.forward_process import (
     shaped,
     signal_and_noise,
 )
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.models.samplers import CLEAN, Stop, pairs
 from scratchgen.models.vdm import Vdm
@@ -76,20 +74,20 @@ def as_ladder_hvae(vdm: Vdm, steps: int, like) -> LadderHvae:
     """
     stops = _fixed_stops(vdm, steps, like)
     denoise = [Denoise(vdm, now) for now in stops[:-1]]
-    merges = [Second(layer) for layer in (*denoise, Sequential())]  # the last one keeps z alone
-    levels = [Level(None, Second(forward_step(stops[0], CLEAN)), merges[0])]
+    merges = [
+        IgnoringState(layer) for layer in (*denoise, Sequential())
+    ]  # the last one keeps z alone
+    levels: list[tuple] = [(None, IgnoringState(forward_step(stops[0], CLEAN)), merges[0])]
     for i, pair in enumerate(pairs(stops), start=1):
-        levels.append(Level(reverse_step(*pair), residual(*pair), merges[i]))
-    ladder: Any = LadderHvae(
+        levels.append((reverse_step(*pair), residual(*pair), merges[i]))
+    return LadderHvae(
         encoders=[Sequential() for _ in stops],
         levels=levels,
-        start=Nothing.shape,
+        start=None,
         latents=[like.shape[1:]] * len(stops),
         decoder=Sequential(),
         likelihood=LastStep(vdm.decoder, stops[-1]),
     )
-    ladder.start = Nothing(like)
-    return ladder
 
 
 def forward_step(now: Stop, before: Stop):
@@ -153,10 +151,9 @@ class Denoise(Module):
     Source: VDM-1
     """
 
-    draws = True  # if the net does
-
     def __init__(self, vdm: Vdm, now: Stop):
         self.net, self.parameterisation, self.now = vdm.net, vdm.parameterisation, now
+        self.draws = getattr(vdm.net, "draws", False)
 
     def __call__(self, z, stream=None):
         """z_t (N, ..., C) -> (N, ..., 2C), and its pullback.
@@ -178,13 +175,11 @@ class Denoise(Module):
         return namespace(clean).concat([z, clean], axis=-1), pullback
 
 
-class Second(Module):
+class IgnoringState(Module):
     """(s, h) -> layer(h), for a level that asks the state above for nothing."""
 
-    draws = True  # if the layer does
-
     def __init__(self, layer):
-        self.layer = layer
+        self.layer, self.draws = layer, getattr(layer, "draws", False)
 
     def __call__(self, s, h, stream=None):
         """s, h (N, ...) -> y, pullback: dy -> (0, dh)."""
@@ -215,22 +210,6 @@ class LastStep:
     def mean(self, h):
         """E[x | z] (N, ..., C)."""
         return self.decoder.mean(h, self.now.level_beside(h))
-
-
-class Nothing:
-    """In the place of a ladder's learned start: above pure noise there is nothing."""
-
-    shape = (0,)
-
-    def __init__(self, like):
-        self.value = zeros(self.shape, like)
-
-    def read(self):
-        """Itself, as a parameter gives a reading of itself."""
-        return self
-
-    def accumulate_product(self, a, b) -> None:
-        """There is no gradient."""
 
 
 def _law(mean, variance):

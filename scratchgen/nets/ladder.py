@@ -30,7 +30,7 @@ class LadderNets(NamedTuple):
     """
 
     encoders: list
-    levels: list[tuple[Any, Any, Any]]
+    levels: list[tuple]
     start: tuple[int, ...]
     latents: Sequence[tuple[int, ...]]
     decoder: Any
@@ -138,7 +138,7 @@ def conv_ladder(
         numbers: how many the decoder gives for each pixel and channel.
         width: channels at the full resolution, a multiple of 8; they double with each halving, up
             to 4 widths.
-        dropout: the rate behind every activation.
+        dropout: the rate behind every activation of the encoders and the decoder.
 
     Raises:
         ValueError: the images do not halve to 4×4, or the width is no multiple of 8.
@@ -150,33 +150,34 @@ def conv_ladder(
     scales = [times - i * (times + 1) // len(latents) for i in range(len(latents))]
     sizes = [(shape[0] >> scale, shape[1] >> scale, channels[scale]) for scale in scales]
 
-    def block(c: int) -> Residual:
-        return Residual(Sequential(*active(c, dropout), Conv2d(c, c)))
+    def block(c: int, rate: float = 0.0) -> Residual:
+        return Residual(Sequential(*active(c, rate), Conv2d(c, c)))
 
-    def resized(scale: int, target: int) -> list:
+    def resized(scale: int, target: int, rate: float = 0.0) -> list:
         """From one resolution to another, each halving or doubling with its own convolution."""
         layers: list = []
         for i in range(scale, target):
             down = Conv2d(channels[i], channels[i + 1], kernel=4, stride=2)
-            layers += [*active(channels[i], dropout), down]
+            layers += [*active(channels[i], rate), down]
         for i in range(scale, target, -1):
-            layers += [*active(channels[i], dropout), ConvTranspose2d(channels[i], channels[i - 1])]
+            layers += [*active(channels[i], rate), ConvTranspose2d(channels[i], channels[i - 1])]
         return layers
 
-    first = Conv2d(shape[2], width, reads_data=True)
-    encoders: list = [Sequential(first, *resized(0, scales[-1]), block(channels[scales[-1]]))]
+    lowest = scales[-1]
+    first = [Conv2d(shape[2], width, reads_data=True), *resized(0, lowest, dropout)]
+    encoders: list = [Sequential(*first, block(channels[lowest], dropout))]
     for above, below in zip(scales[-2::-1], scales[:0:-1], strict=True):
-        encoders.append(Sequential(*resized(below, above), block(channels[above])))
+        down = resized(below, above, dropout)
+        encoders.append(Sequential(*down, block(channels[above], dropout)))
     levels = []
     for i, (k, scale) in enumerate(zip(latents, scales, strict=True)):
         c = channels[scale]
-        prior = Sequential(*active(c, dropout), Conv2d(c, 2 * k, init=zero_values)) if i else None
-        posterior = Joined(
-            Sequential(*active(2 * c, dropout), Conv2d(2 * c, 2 * k, init=zero_values))
-        )
+        prior = Sequential(*active(c, 0.0), Conv2d(c, 2 * k, init=zero_values)) if i else None
+        posterior = Joined(Sequential(*active(2 * c, 0.0), Conv2d(2 * c, 2 * k)))
         body = Sequential(block(c), *resized(scale, scales[i + 1] if i + 1 < len(scales) else 0))
         levels.append((prior, posterior, Injected(Conv2d(k, c, kernel=1), body)))
-    decoder = Sequential(block(width), *active(width, dropout), Conv2d(width, numbers * shape[2]))
+    last = [*active(width, dropout), Conv2d(width, numbers * shape[2])]
+    decoder = Sequential(block(width, dropout), *last)
     maps = [(h, w, k) for (h, w, _), k in zip(sizes, latents, strict=True)]
     return LadderNets(encoders, levels, sizes[0], maps, decoder)
 

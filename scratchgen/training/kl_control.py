@@ -15,13 +15,12 @@ from scratchgen.training.optim import global_norm
 LEAST_RATE = 0.01  # nats: keeps the factor of a level without KL above 0
 
 
-def warm_up(step: int, length: int, wait: int = 0, floor: float = 1e-4) -> float:
-    """β = clip((step - wait)/length, floor, 1).
+def warm_up(step: int, length: int, floor: float = 1e-4) -> float:
+    """β = clip(step/length, floor, 1).
 
     Args:
         step: 0, 1, 2, ...
         length: of the rise, in steps; 0 means that β is 1 from the start.
-        wait: steps before the rise.
         floor: the first β.
 
     Returns:
@@ -29,7 +28,7 @@ def warm_up(step: int, length: int, wait: int = 0, floor: float = 1e-4) -> float
 
     Source: [Sønderby 2016], [Vahdat 2020]
     """
-    return min(1.0, max(floor, (step - wait) / length)) if length else 1.0
+    return min(1.0, max(floor, step / length)) if length else 1.0
 
 
 def balance(rates: Sequence[float], sizes: Sequence[int]) -> list[float]:
@@ -78,6 +77,9 @@ class KlControl:
     and not the present batch's means: threads may share a batch, where each runs the pullback of
     its shard before the others' terms are known, and all must use the same factors. Before the
     first observation every level weighs β.
+
+    Factors that differ keep the loss bounded below where each term is a divergence in the mean, as
+    a ladder's are. Of a Markov chain only the sums from the top are, so a chain takes β alone.
 
     Args:
         names: (L,) the KL terms, the top level first, such as ("kl_1", "kl_2").

@@ -12,7 +12,7 @@ from scratchgen.layers.combinators import Sequential
 from scratchgen.maths.likelihoods import Bernoulli
 from scratchgen.metrics import likelihood
 from scratchgen.metrics.likelihood import CHUNK, hierarchy_bounds, mean_and_error, vae_bounds
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.vae import Vae
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds
@@ -32,6 +32,16 @@ KINDS = [LadderWorld, MarkovWorld]
 MODELS = {"ladder": h.ladder, "markov": h.chain}
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=["ladder", "markov"])
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+
+
+def measured(model, x, stream, samples):
+    """`hierarchy_bounds` with one name for each array: of a level, with its number."""
+    found = dict(hierarchy_bounds(model, x, stream, samples))
+    levels = {"kl": found.pop("kl").T, "per_dimension": found.pop("kl_per_dimension")}
+    levels["replaced"] = found.pop("replaced", np.empty((x.shape[0], 0))).T
+    for what, arrays in levels.items():
+        found |= {f"{what}/{i}": values for i, values in enumerate(arrays, start=1)}
+    return found
 
 
 class Points:
@@ -59,7 +69,7 @@ class Points:
 def expected(world):
     """The bounds of a world's one x, in the mean over all noise: name -> number."""
     eps = world.points()
-    found = hierarchy_bounds(world.model, world.repeated(1), Points(eps), len(eps[0]))
+    found = measured(world.model, world.repeated(1), Points(eps), len(eps[0]))
     return {name: values[0] for name, values in found.items()}
 
 
@@ -106,7 +116,7 @@ def test_levels_and_dimensions_are_those_of_the_loss(kind, data):
 def test_at_the_exact_posterior_every_bound_is_the_evidence(kind, data):
     world = kind(data.draw(seeds()), data.draw(st.sampled_from(h.DEPTHS)), exact=True)
     x, stream = world.repeated(3), Stream(data.draw(seeds()), NUMPY)
-    found = hierarchy_bounds(world.model, x, stream, data.draw(st.integers(1, 4)))
+    found = measured(world.model, x, stream, data.draw(st.integers(1, 4)))
     h.close(-found["importance_weighted"], world.evidence, size=abs(elbo_of(found)).max())
 
 
@@ -120,7 +130,7 @@ def test_more_samples_come_nearer_to_the_evidence(kind):
     world.build(3)
     found = {
         samples: mean_and_error(
-            -hierarchy_bounds(world.model, world.repeated(2000), Stream(samples, NUMPY), samples)[
+            -measured(world.model, world.repeated(2000), Stream(samples, NUMPY), samples)[
                 "importance_weighted"
             ]
         )
@@ -172,19 +182,19 @@ def test_a_level_is_replaced_by_a_posterior_without_a_residual(seed, depth, imag
     world.model.levels[level].posterior = Nothing(world.shapes[level])
     want = expected(world)
     h.close(found[name], -elbo_of(want), size=abs(want["reconstruction"]))
-    some = hierarchy_bounds(world.model, world.repeated(5), Stream(seed, NUMPY), 3)
+    some = measured(world.model, world.repeated(5), Stream(seed, NUMPY), 3)
     assert np.all(some[f"kl/{level + 1}"] == 0.0)
     h.close(some[name], -elbo_of(some), size=np.abs(some["reconstruction"]).max(), rel=1e-13)
 
 
 def test_only_a_ladder_replaces_levels():
-    """In a chain the level below would have no one to hear of x from."""
+    """In a chain p(z_l | z_{l-1}) would need a z_{l-1} that is itself drawn from z_l."""
     x, stream = (normals(0, 2, 3) > 0.0) * 1.0, Stream(5, NUMPY)
     names = {}
     for kind, build in MODELS.items():
         model = build(h.dense, 2, Bernoulli())
         bound(model)
-        names[kind] = set(hierarchy_bounds(model, x, stream, 1))
+        names[kind] = set(measured(model, x, stream, 1))
     terms = {"reconstruction", "importance_weighted"}
     terms |= {f"{what}/{i}" for what in ("kl", "per_dimension") for i in (1, 2)}
     assert names == {"ladder": terms | {"replaced/1", "replaced/2"}, "markov": terms}
@@ -210,12 +220,12 @@ class FirstLevel:
 def test_with_one_level_they_are_the_bounds_of_the_vae(seed, samples):
     """Number for number, with the same nets and the same noise."""
     features, head, decoder = h.dense(3, 5), h.dense(5, 4), h.dense(2, 3)
-    level = Level(None, h.Second(head), h.Second())
-    model = LadderHvae([features], [level], (1,), [(2,)], decoder, Bernoulli())
+    level = None, h.Second(head), h.Second()
+    model = LadderHvae([features], [level], None, [(2,)], decoder, Bernoulli())
     vae = Vae(Sequential(features, head), decoder, Bernoulli())
     bound(model, seed)  # and so the VAE
     x, stream = (normals(seed, 6, 3) > 0.0) * 1.0, Stream(seed, NUMPY)
-    found = hierarchy_bounds(model, x, stream, samples)
+    found = measured(model, x, stream, samples)
     want = vae_bounds(vae, x, FirstLevel(stream), latent=2, samples=samples)
     names = {"kl": "kl/1", "kl_per_dimension": "per_dimension/1"}
     for name, values in want.items():
@@ -226,7 +236,7 @@ def bounds(build, x, batch, monkeypatch, samples=8):
     monkeypatch.setattr(likelihood, "NUMBERS", 3 * batch)
     model = build(partial(h.dense, dropout=0.3), 2, Bernoulli())
     bound(model)
-    return hierarchy_bounds(model, x, Stream(5, NUMPY), samples)
+    return measured(model, x, Stream(5, NUMPY), samples)
 
 
 @pytest.mark.equation("HVAE-3")
@@ -252,7 +262,7 @@ def test_samples_in_chunks_are_the_samples_together(build, place, monkeypatch):
     bound(model)
     x = (normals(0, 20, *place, 3) > 0.0) * 1.0
     monkeypatch.setattr(likelihood, "CHUNK", 3)
-    found = hierarchy_bounds(model, x, stream, 7)
+    found = measured(model, x, stream, 7)
     terms, weights = [], []
     for s in range(7):
         eps = [stream.at(s, i).normal((20, *shape)) for i, shape in enumerate(model.latents)]
@@ -269,12 +279,12 @@ def test_samples_in_chunks_are_the_samples_together(build, place, monkeypatch):
 def test_large_images_are_measured_a_few_at_a_time(build, monkeypatch):
     model, rows = build(h.dense, 2, Bernoulli()), []
     bound(model)
-    weigh = model.weigh
+    look = model.look
     monkeypatch.setattr(
-        model, "weigh", lambda x, *given: rows.append(len(x)) or weigh(x, *given), raising=False
+        model, "look", lambda x, *given: rows.append(len(x)) or look(x, *given), raising=False
     )
     monkeypatch.setattr(likelihood, "NUMBERS", 6)
-    hierarchy_bounds(model, (normals(0, 5, 3) > 0.0) * 1.0, Stream(5, NUMPY), 40)
+    measured(model, (normals(0, 5, 3) > 0.0) * 1.0, Stream(5, NUMPY), 40)
     assert max(rows) == 2 * CHUNK
 
 
@@ -286,7 +296,7 @@ def test_backends_agree(build, born):
         model = build(h.dense, 2, Bernoulli())
         bound(model, born=made)
         x = made.asarray((normals(0, 5, 3) > 0.0) * 1.0)
-        found.append(hierarchy_bounds(model, x, Stream(5, made), 3))
+        found.append(measured(model, x, Stream(5, made), 3))
     got, want = found
     assert set(got) == set(want)
     for name, values in want.items():

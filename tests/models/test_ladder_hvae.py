@@ -11,7 +11,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.conv import Conv2d
 from scratchgen.maths import likelihoods as lk
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.vae import Vae
 from scratchgen.testing.strategies import seeds
 from scratchgen.testing.worlds import LinearNetwork
@@ -42,7 +42,7 @@ def test_elbo_plus_gap_is_the_evidence(world):
 @pytest.mark.equation("HVAE-6")
 @given(exact_worlds, seeds())
 def test_at_the_exact_posterior_every_weight_is_the_evidence(world, seed):
-    """Where x hangs on all latents and q on all of x and of what is above."""
+    """Where x depends on all latents and q on all of x and of what is above."""
     h.every_weight_is_the_evidence(world, seed)
 
 
@@ -83,9 +83,9 @@ def test_a_level_whose_posterior_is_replaced_says_nothing(world, seed, data):
     level = data.draw(st.integers(0, len(world.shapes) - 1))
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
-    nll, log_ratios = world.model.weigh(x, eps, replaced=level)
+    nll, log_ratios, _ = world.model.look(x, eps, replaced=level)
     silence(world, [level])
-    want_nll, want = world.model.weigh(x, eps)
+    want_nll, want, _ = world.model.look(x, eps)
     h.close(nll, want_nll)
     for i, (got, expected) in enumerate(zip(log_ratios, want, strict=True)):
         h.close(got, expected, np.abs(want_nll).max())
@@ -113,7 +113,7 @@ def test_collapsed_posteriors_leave_the_prior(world, seed):
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
     (reconstruction, *kls), _ = world.model.loss(x, eps)
-    for kl, rate in zip(kls, world.model.kl_per_dimension(x, eps), strict=True):
+    for kl, rate in zip(kls, world.model.look(x, eps)[2], strict=True):
         assert not np.any(kl)
         assert not np.any(rate)
     sample = world.model.sample(eps)
@@ -130,7 +130,7 @@ def test_the_rate_is_the_sum_over_latent_dimensions(world, seed):
     """Each by hand, as the divergence of one number given those above it; they sum to the kls."""
     eps = world.noise(seed)
     x, z = world.repeated(len(eps[0])), world.drawn(eps)
-    rates = world.model.kl_per_dimension(x, eps)
+    rates = world.model.look(x, eps)[2]
     (_, *kls), _ = world.model.loss(x, eps)
     for level, (rate, kl) in enumerate(zip(rates, kls, strict=True)):
         assert rate.shape == (len(x), *world.shapes[level])
@@ -176,8 +176,8 @@ class ConvWorld(LadderWorld):
         prior, residuals = Conv2d(2, 1), [h.Joined(Conv2d(4, 1)) for _ in range(2)]
         merges = [h.Joined(Conv2d(3, 2)) for _ in range(2)]
         levels = [
-            Level(None, h.Beside(residuals[0], 0.3), merges[0]),
-            Level(h.Beside(prior, -0.4), h.Beside(residuals[1], -0.2), merges[1]),
+            (None, h.Beside(residuals[0], 0.3), merges[0]),
+            (h.Beside(prior, -0.4), h.Beside(residuals[1], -0.2), merges[1]),
         ]
         self.model = LadderHvae(up, levels, (2, 2, 2), [one, one], down, lk.FixedNormal(0.5))
         bound(self.model, seed)
@@ -244,7 +244,7 @@ def test_more_importance_samples_tighten_the_bound_towards_the_evidence():
 def test_with_one_level_it_is_the_vae(likelihood, seed):
     """Terms, gradient, weights, samples and reconstruction of the VAE with the same nets."""
     features, head, decoder = h.dense(3, 5), h.dense(5, 4), h.dense(2, 3 * likelihood.width)
-    level = Level(None, h.Second(head), h.Second())
+    level = None, h.Second(head), h.Second()
     model = LadderHvae([features], [level], (1,), [(2,)], decoder, likelihood)
     vae = Vae(Sequential(features, head), decoder, likelihood)
     params = bound(model, seed)  # and so of the VAE
@@ -298,14 +298,14 @@ def test_noise_and_kept_levels_must_fit():
     h.noise_must_fit(model, lk.Bernoulli())
     x, eps = h.batch(model, lk.Bernoulli(), 0)
     with pytest.raises(ValueError, match="eps must have one array for each level"):
-        model.kl_per_dimension(x, eps[:-1])
+        model.look(x, eps[:-1])
     for level in (-1, 3):
         with pytest.raises(ValueError, match=f"there are the levels 0 to 2, not {level}"):
-            model.weigh(x, eps, replaced=level)
+            model.look(x, eps, replaced=level)
 
 
 def test_what_a_ladder_is_built_of_must_fit():
-    top, below = Level(None, None, None), Level(h.dense(1, 2), None, None)
+    top, below = (None, None, None), (h.dense(1, 2), None, None)
 
     def built(encoders, levels, latents):
         return LadderHvae(encoders, levels, (1,), latents, None, lk.Bernoulli())
@@ -316,7 +316,7 @@ def test_what_a_ladder_is_built_of_must_fit():
         built([None], [top, below], [(1,), (1,)])
     with pytest.raises(ValueError, match="got 2 encoders, 1 levels and 2 latents"):
         built([None, None], [top], [(1,), (1,)])
-    with pytest.raises(ValueError, match="the first level has prior=None.* level 1 has None"):
+    with pytest.raises(ValueError, match="the first level has the prior None.* level 1 has None"):
         built([None, None], [top, top], [(1,), (1,)])
     with pytest.raises(ValueError, match="level 0 has <"):
         built([None], [below], [(1,)])

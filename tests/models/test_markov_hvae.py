@@ -49,7 +49,7 @@ def test_at_the_exact_posterior_every_weight_is_the_evidence(world, seed):
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
     (reconstruction, top, *others), _ = world.model.loss(x, eps)
-    _, (ratio, *_) = world.model.weigh(x, eps)
+    _, (ratio, *_), _ = world.model.look(x, eps)
     total = reconstruction - ratio + sum(others)
     h.close(total, -world.evidence, np.abs(reconstruction).max() + np.abs(top).max())
 
@@ -82,6 +82,24 @@ def test_each_kl_is_cross_entropy_less_entropy_and_their_sum_the_divergence(worl
     h.close(sum(kls), world.encoded.kl(world.joint.marginal(world.z)), np.abs(kls).max())
 
 
+@pytest.mark.equation("HVAE-2")
+@pytest.mark.equation("HVAE-3")
+@given(worlds, st.data())
+def test_partial_sums_from_the_top_are_divergences_given_what_is_below(world, data):
+    """kl_1 + ... + kl_k = E KL(q(z_1..k | z_{k+1}) ‖ p(z_1..k)), which is no less than the rate."""
+    _, *kls = h.expected(world)
+    k = data.draw(st.integers(1, len(kls)))
+    kept, below = world.nodes_of(range(k)), world.nodes[k] if k < len(kls) else []
+    prior, law = world.joint.marginal(kept), world.encoded.marginal([*kept, *below])
+    rate = world.encoded.marginal(kept).kl(prior)
+    given = law.conditional(range(len(kept), law.dims), law.mean[len(kept) :])
+    # the mean of a KL over z_{k+1}: the covariance stays, and the mean moves with it
+    moves = law.marginal(range(len(kept))).covariance - given.covariance
+    extra = 0.5 * np.trace(np.linalg.solve(prior.covariance, moves))
+    h.close(sum(kls[:k]), given.kl(prior) + extra, np.abs(kls).max())
+    assert sum(kls[:k]) >= rate - 1e-9 * (1.0 + rate)
+
+
 @pytest.mark.equation("VAE-10")
 @pytest.mark.equation("HVAE-3")
 @given(worlds, seeds())
@@ -90,7 +108,7 @@ def test_the_kls_are_sums_over_latent_dimensions(world, seed):
     eps = world.noise(seed)
     x, z = world.repeated(len(eps[0])), world.drawn(eps)
     (_, *kls), _ = world.model.loss(x, eps)
-    rates = world.model.kl_per_dimension(x, eps)
+    rates = world.model.look(x, eps)[2]
     seen = np.concatenate([x.reshape(len(x), -1), z], axis=1)
     for level, (rate, kl) in enumerate(zip(rates, kls, strict=True)):
         assert rate.shape == (len(x), *world.shapes[level])
@@ -112,7 +130,7 @@ def test_a_lower_term_alone_is_no_divergence():
     """q(z_2 | x) = N(0, 1), q(z_1 | z_2) = N(z_2, 0.05), p(z_2 | z_1) = N(z_1, 0.1).
 
     kl_2 = ½ [log 0.1 + 0.05/0.1 - 1] = -1.401 < 0, and kl_1 = ½ [1 - log 0.05 + 0.05 - 1] = 1.523:
-    p(z_2 | z_1) is narrow, but around a z_1 that hangs on this very z_2.
+    p(z_2 | z_1) is narrow, but around a z_1 that depends on this very z_2.
     """
     one = np.eye(1)
 
@@ -150,7 +168,7 @@ def test_log_ratios_average_to_the_kls(world, seed):
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
     (_, _, *kls), _ = world.model.loss(x, eps)
-    _, (_, *log_ratios) = world.model.weigh(x, eps)
+    _, (_, *log_ratios), _ = world.model.look(x, eps)
     for kl, ratio in zip(kls, log_ratios, strict=True):
         h.close(-ratio, kl)
 

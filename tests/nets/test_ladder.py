@@ -10,7 +10,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import tanh
 from scratchgen.layers.affine import Linear
 from scratchgen.maths.likelihoods import Normal
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.nets.ladder import (
     ChainNets,
@@ -31,8 +31,7 @@ latents = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 
 def ladder(nets: LadderNets) -> LadderHvae:
     """The model of those nets, with a normal likelihood."""
-    levels = [Level(*parts) for parts in nets.levels]
-    return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, Normal())
+    return LadderHvae(*nets, Normal())
 
 
 def noise(model, n: int) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Sampled, Sampling
-from scratchgen.app.recipes.bounded import BoundedConfig, BoundedRecipe
 from scratchgen.app.recipes.config import (
     CONV,
     ImageConfig,
@@ -20,24 +18,25 @@ from scratchgen.app.recipes.config import (
     require_not_negative,
     whole_numbers,
 )
+from scratchgen.app.recipes.hvae_report import ACTIVE, LADDER, MARKOV, collapsed, level_table
+from scratchgen.app.recipes.likelihood import LikelihoodConfig, LikelihoodRecipe
 from scratchgen.core.arrays import full_like
 from scratchgen.core.streams import Stream
 from scratchgen.data.images import Images
 from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.metrics.likelihood import hierarchy_bounds, in_batches, mean_and_error
 from scratchgen.models.hierarchy import Hierarchy
-from scratchgen.models.ladder_hvae import LadderHvae, Level
+from scratchgen.models.ladder_hvae import LadderHvae
 from scratchgen.models.markov_hvae import MarkovHvae
 from scratchgen.models.vae import active_units
 from scratchgen.nets.ladder import chain_between, conv_ladder, mlp_ladder
 from scratchgen.training.kl_control import KlControl, SpikeGuard
 
-LADDER, MARKOV = "ladder", "markov"
 ROW = 8  # samples of a row, which share what is kept
 
 
 @dataclass(frozen=True)
-class HvaeConfig(BoundedConfig):
+class HvaeConfig(LikelihoodConfig):
     """The options of a hierarchical VAE's run.
 
     Raises:
@@ -74,7 +73,7 @@ class HvaeConfig(BoundedConfig):
     )
     steps: int = option(6000, "training steps in all")
     dropout: float = option(
-        0.18, "dropout rate in the nets that read data and in the decoder, not between latents"
+        0.18, "dropout rate in the encoders of data and in the decoder, not between latents"
     )
 
     def __post_init__(self):
@@ -83,6 +82,11 @@ class HvaeConfig(BoundedConfig):
         require_not_negative(self, "free_bits", "max_gradient")
         if not 0.0 <= self.warm_up <= 1.0:
             raise ValueError(f"--warm-up must lie in [0, 1], got {self.warm_up}")
+        if self.kind == MARKOV and (self.balance or self.free_bits):
+            raise ValueError(
+                "--balance and --free-bits are for --kind ladder: the terms of a chain are no "
+                "divergences one by one, so it can gain from a weight of their own; leave them out"
+            )
         if self.balance and self.warm_up == 0.0:
             raise ValueError("--balance acts while --warm-up lasts; add --warm-up, such as 0.3")
         if self.kind == LADDER and self.depth != ImageConfig.depth:
@@ -126,7 +130,7 @@ class HvaeSampling(Sampling):
         require_at_least(self, 0, "keep_levels")
 
 
-class HvaeRecipe(BoundedRecipe):
+class HvaeRecipe(LikelihoodRecipe):
     """A configured hierarchical VAE."""
 
     name, config_type = "hvae", HvaeConfig
@@ -140,6 +144,7 @@ class HvaeRecipe(BoundedRecipe):
         sizes = [prod(shape) for shape in self.model.latents]
         length = round(config.warm_up * config.steps)
         names = [f"kl_{i}" for i in range(1, config.levels + 1)]
+        self.terms = ("reconstruction", *names)
         self.control = KlControl(names, sizes, length, config.free_bits, config.balance)
         self.guard = SpikeGuard(config.max_gradient) if config.max_gradient else None
         self.fit.control, self.fit.guard = self.control, self.guard
@@ -158,8 +163,7 @@ class HvaeRecipe(BoundedRecipe):
             nets = conv_ladder(self.shape, config.sizes, per_pixel, *options)
         else:
             nets = mlp_ladder(self.dims, config.sizes, self.dims * per_pixel, *options)
-        levels = [Level(*parts) for parts in nets.levels]
-        return LadderHvae(nets.encoders, levels, nets.start, nets.latents, nets.decoder, likelihood)
+        return LadderHvae(*nets, likelihood)
 
     def loss(self, step: int, rows: slice) -> dict:
         """One sample of z per example; the KLs weighted in the gradient only."""
@@ -167,7 +171,7 @@ class HvaeRecipe(BoundedRecipe):
         terms, pullback = self.model.loss(x, self._eps(noise, x.shape[0]), noise)
         share = full_like(terms[0], 1.0 / self.config.batch_size)
         pullback(share, *(weight * share for weight in self.control.weights(step)))
-        return dict(zip(("reconstruction", *self.control.rates), terms, strict=True))
+        return dict(zip(self.terms, terms, strict=True))
 
     def remarks(self) -> list[str]:
         """How many steps were skipped, and what to do where those are most of them."""
@@ -183,78 +187,59 @@ class HvaeRecipe(BoundedRecipe):
         """The bounds with their standard errors, a table of the levels, and baselines."""
         x, stream = self.examples(part), Stream(0, self.born).at("evaluate")
         found = hierarchy_bounds(self.model, x, stream, draws)
-        count = len(self.model.latents)
-        kls = [found[f"kl/{i}"] for i in range(1, count + 1)]
-        cumulative = list(accumulate(kls))
-        bound = found["reconstruction"] + cumulative[-1]
-        errors = self._errors(part)
+        so_far, errors = found["kl"].cumsum(axis=1), self._errors(part)
+        bound, active = found["reconstruction"] + so_far[:, -1], self._active_units(x, found)
         levels = []
         for i, shape in enumerate(self.model.latents):
-            rate, rate_error = mean_and_error(kls[i])
-            each = found[f"per_dimension/{i + 1}"].mean(axis=0)
+            rate, rate_error = mean_and_error(found["kl"][:, i])
             level = {
                 "level": i + 1,
                 "shape": list(shape),
                 "latent_dimensions": prod(shape),
-                "active_units": active_units(np.abs(each).reshape(1, -1)),
+                "active_units": active[i],
                 "rate_nats": rate,
                 "rate_nats_standard_error": rate_error,
-                "cumulative_rate_nats": float(cumulative[i].mean()),
+                "cumulative_rate_nats": float(so_far[:, i].mean()),
                 "squared_error_per_dim": errors[i + 1],
             }
-            if f"replaced/{i + 1}" in found:
-                lost, lost_error = mean_and_error(found[f"replaced/{i + 1}"] - bound)
+            if "replaced" in found:
+                lost, lost_error = mean_and_error(found["replaced"][:, i] - bound)
                 level["removal_bits_per_dim"] = bits_per_dim(lost, self.dims)
                 level["removal_bits_per_dim_standard_error"] = bits_per_dim(lost_error, self.dims)
             levels.append(level)
         return {
-            **self.measures({**found, "kl": cumulative[-1]}, draws),
+            **self.measures({**found, "kl": so_far[:, -1]}, draws),
+            "kind": self.config.kind,
             "hierarchy": levels,
             "squared_error_per_dim_without_latents": errors[0],
             "baselines": self.baselines(part),
         }
 
+    def _active_units(self, x, found: dict) -> list[int]:
+        """How many dimensions of each latent say something about x.
+
+        A ladder's by their KL. A chain's KLs below the top may cancel each other, so there it is
+        the dimensions whose posterior mean varies over the data.
+        """
+        model = self.model
+        if not isinstance(model, MarkovHvae):
+            return [active_units(kl.reshape(len(kl), -1)) for kl in found["kl_per_dimension"]]
+
+        def means(x):
+            return self.born.xp.concat(model.encode(x, self._zeros(x.shape[0])), axis=1)
+
+        varies = in_batches(means, x, self.at_once).var(axis=0, dtype=np.float64) > ACTIVE
+        ends = np.cumsum([prod(shape) for shape in model.latents])[:-1]
+        return [int(part.sum()) for part in np.split(varies, ends)]
+
     @classmethod
     def report(cls, result: dict) -> list[str]:
         """Two tables, every unit named: the bounds, and what each level does."""
-        levels = result["hierarchy"]
-        rates = {f"KL of level {level['level']}": level["rate_nats"] for level in levels}
-        lines = [*cls.bounds_table(result, rates), ""]
-        removal = "removal_bits_per_dim" in levels[0]
-        lines.append(
-            f"{'level':>5}{'latent':>10}{'active':>8}{'rate, nats':>16}{'so far':>8}"
-            f"{'squared error':>15}" + (f"{'removal, bits/dim':>18}" if removal else "")
-        )
-        nothing = result["squared_error_per_dim_without_latents"]
-        lines.append(f"{'none':>5}{'':42}{nothing:15.4f}")
-        for level in levels:
-            shape = "×".join(map(str, level["shape"]))
-            rate = f"{level['rate_nats']:.2f} ± {level['rate_nats_standard_error']:.2f}"
-            line = f"{level['level']:5}{shape:>10}{level['active_units']:8}{rate:>16}"
-            line += f"{level['cumulative_rate_nats']:8.2f}{level['squared_error_per_dim']:15.4f}"
-            if removal:
-                lost = level["removal_bits_per_dim"]
-                error = level["removal_bits_per_dim_standard_error"]
-                line += f"{f'{lost:.3f} ± {error:.3f}':>18}"
-            lines.append(line)
-        lines += [
-            "active: the dimensions of the latent that cost above 0.01 nats",
-            "rate: the KL, what the level costs; so far: with the levels above it",
-            "squared error: per pixel, pixels in [-1, 1], of reconstructions whose latents",
-            "  so far come from x, and whose others are the mean of their prior",
-        ]
-        if removal:
-            lines.append(
-                "removal: what -ELBO rises by if that level comes from its prior, not from x"
-            )
-        lines += cls.warnings(result)
-        lines += [
-            f"warning: level {level['level']} has collapsed: its posterior is its prior, and "
-            "hardly depends on x; train with --free-bits, --warm-up or fewer --levels"
-            for level in levels
-            if level["active_units"] == 0
-        ]
-        return lines
+        rates = {
+            f"KL of level {level['level']}": level["rate_nats"] for level in result["hierarchy"]
+        }
+        bounds = cls.bounds_table(result, rates)
+        return [*bounds, "", *level_table(result), *cls.warnings(result), *collapsed(result)]
 
     def evaluation_files(self, folder: Path, name: str, part: Images, result: dict) -> None:
         """figures/reconstructions_PART.png: sixteen images and what the first k latents say."""
@@ -277,15 +262,15 @@ class HvaeRecipe(BoundedRecipe):
             ValueError: there are not so many levels.
         """
         levels, keep = self.config.levels, options.keep_levels
-        warmth = numbers(options, "level_temperatures") or (options.temperature,) * levels
-        if len(warmth) != levels:
+        temperatures = numbers(options, "level_temperatures") or (options.temperature,) * levels
+        if len(temperatures) != levels:
             raise ValueError(
                 f"--level-temperatures must name {levels} numbers, one for each level of this run, "
                 f"got {options.level_temperatures!r}"
             )
         if keep > levels:
             raise ValueError(f"--keep-levels must be at most {levels}, the levels, got {keep}")
-        x = self._drawn(n, Stream(seed, self.born).at("sample"), warmth, range(keep))
+        x = self._decode_prior(n, Stream(seed, self.born).at("sample"), temperatures, range(keep))
         return Sampled(x, columns=ROW if keep else None)
 
     def training_figures(self, folder: Path) -> None:
@@ -295,32 +280,23 @@ class HvaeRecipe(BoundedRecipe):
         with self.ema.applied():
             for i in range(count):
                 others = [level for level in range(count) if level != i]
-                drawn = self._drawn(ROW * ROW, stream, (1.0,) * count, others)
+                drawn = self._decode_prior(ROW * ROW, stream, (1.0,) * count, others)
                 title = f"what z{i + 1} controls: along a row it alone is drawn anew"
                 plots.image_grid(folder / "figures" / f"level_{i + 1}.png", drawn, title, ROW)
 
-    def _drawn(
-        self, n: int, stream: Stream, warmth: Sequence[float], shared: Collection[int]
+    def _decode_prior(
+        self, n: int, stream: Stream, temperatures: Sequence[float], shared: Collection[int]
     ) -> np.ndarray:
-        """n decoder means; a row of eight has one noise in the levels of `shared`.
-
-        Always drawn in whole batches, for a product's last bit may depend on its row count.
-        """
-        parts, count = [], self.at_once
-        for start in range(0, n, count):
-            eps = []
-            for i, shape in enumerate(self.model.latents):
-                level = stream.at("level", i)
-                if i in shared:
-                    first = start // ROW
-                    rows = np.arange(start, start + count) // ROW - first
-                    few = level.from_row(first).normal((int(rows[-1]) + 1, *shape))
-                    drawn = self.born.xp.take(few, self.born.indices(rows), axis=0)
-                else:
-                    drawn = level.from_row(start).normal((count, *shape))
-                eps.append(warmth[i] * drawn)
-            parts.append(self.images(self.model.sample(eps)))
-        return np.concatenate(parts)[:n]
+        """n decoder means; a row of eight has one noise in the levels of `shared`."""
+        count = self.at_once
+        whole = -(-n // count) * count  # whole batches: a product's last bit depends on its rows
+        rows, eps = self.born.indices(np.arange(whole) // ROW), []
+        for i, shape in enumerate(self.model.latents):
+            noise = temperatures[i] * stream.at("level", i).normal((whole, *shape))
+            eps.append(self.born.xp.take(noise, rows, axis=0) if i in shared else noise)
+        starts = range(0, whole, count)
+        some = ([e[start : start + count, ...] for e in eps] for start in starts)
+        return np.concatenate([self.images(self.model.sample(each)) for each in some])[:n]
 
     def _errors(self, part: Images) -> list[float]:
         """Squared error per pixel from the first 0, 1, ..., L latents, the others at their mean."""

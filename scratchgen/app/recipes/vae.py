@@ -8,8 +8,8 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Sampled, Sampling
-from scratchgen.app.recipes.bounded import BoundedConfig, BoundedRecipe
 from scratchgen.app.recipes.config import CodedConfig, option, require_positive
+from scratchgen.app.recipes.likelihood import LikelihoodConfig, LikelihoodRecipe
 from scratchgen.core.arrays import full_like
 from scratchgen.core.streams import Stream
 from scratchgen.data.images import Images
@@ -18,7 +18,7 @@ from scratchgen.models.vae import Vae, active_units
 
 
 @dataclass(frozen=True)
-class VaeConfig(BoundedConfig, CodedConfig):
+class VaeConfig(LikelihoodConfig, CodedConfig):
     """The options of a VAE run.
 
     Raises:
@@ -32,7 +32,7 @@ class VaeConfig(BoundedConfig, CodedConfig):
         require_positive(self, "beta")
 
 
-class VaeRecipe(BoundedRecipe):
+class VaeRecipe(LikelihoodRecipe):
     """A configured VAE."""
 
     name, config_type = "vae", VaeConfig

@@ -32,7 +32,7 @@ LIKELIHOODS: dict[str, Callable[[int], Levels]] = {
 
 
 @dataclass(frozen=True)
-class BoundedConfig(ImageConfig):
+class LikelihoodConfig(ImageConfig):
     """The options of a model whose loss is a bound on the likelihood of levels.
 
     Raises:
@@ -46,10 +46,10 @@ class BoundedConfig(ImageConfig):
     )
 
 
-class BoundedRecipe(ImageRecipe):
+class LikelihoodRecipe(ImageRecipe):
     """A model whose loss is a reconstruction term and one or more KL terms."""
 
-    config: BoundedConfig
+    config: LikelihoodConfig
 
     def likelihood(self) -> Levels:
         """p(x | h) of the configuration.
