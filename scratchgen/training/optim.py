@@ -61,7 +61,7 @@ class Optimiser(ABC):
     def restore(self, state: dict) -> None:
         """Continue from what `state` returned."""
         for name, vector in self.memory.items():
-            vector[...] = state[name]
+            vector[...] = self.params.backend.asarray(state[name])
         self.steps = int(state["steps"])
 
 
