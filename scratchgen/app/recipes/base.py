@@ -16,7 +16,7 @@ from scratchgen.metrics.likelihood import at_once
 from scratchgen.training import checkpoint
 from scratchgen.training.checkpoint import CheckpointError
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
-from scratchgen.training.optim import Adam, Ema, warmup_cosine
+from scratchgen.training.optim import Adam, Ema, Optimiser, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,11 @@ class Recipe(ABC):
         self.at_once = at_once(self.shape)  # examples to evaluate together
         self.model = self.build()
         self.params = FlatParameters(self.model, self.stream.at("initial"))
-        warmup = min(100, config.steps // 10)
-        optimiser = Adam(self.params, warmup_cosine(config.learning_rate, config.steps, warmup))
         self.ema = Ema(self.params, config.ema)
         self.fit = Fit(
             self.model,
             self.params,
-            optimiser,
+            self.optimiser(self.params),
             self.loss,
             config.batch_size,
             every=max(1, config.steps // 100),
@@ -98,6 +96,12 @@ class Recipe(ABC):
     @abstractmethod
     def build(self) -> Module:
         """The model of the configuration."""
+
+    def optimiser(self, params: FlatParameters) -> Optimiser:
+        """Who updates the parameters: Adam at a rate that rises a little, then falls to 0."""
+        config = self.config
+        warmup = min(100, config.steps // 10)
+        return Adam(params, warmup_cosine(config.learning_rate, config.steps, warmup))
 
     @abstractmethod
     def loss(self, step: int, rows: slice) -> dict:
