@@ -2,7 +2,7 @@
 
     for step in range(steps):
         for j in range(k):
-            terms, pullback = gan.discriminator_loss(x, z)    # x and z are functions of step and j
+            terms, pullback = gan.discriminator_loss(x, fake)  # each a function of step and j
             pullback(...)
             rival.optimiser.step()
         terms, pullback = gan.generator_loss(z)

@@ -43,7 +43,7 @@ def make(born=NUMPY, every=3, spoil=None):
         x = noise.at("x").normal((rows.stop - rows.start, 3))
         if spoil is not None and step == spoil:
             x = x * float("inf")
-        net.seen.value = net.seen.value + x[0, :1]
+        net.seen.value += x[0, :1]
         y, pullback = net(x)
         pullback(2.0 * y / BATCH)
         return {"square": y[:, 0] ** 2, "zero": 0.0 * y[:, 0]}
