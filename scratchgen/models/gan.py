@@ -80,7 +80,7 @@ class LeastSquares:
     """Regression to labels; the best a is (real · p_data + fake · p_g)/(p_data + p_g).
 
     At the labels (-1, 1, 0) and this a, ½ E[a(x)²] + ½ E[a(G(z))²] is half of
-    Σ (p_data - p_g)²/(p_data + p_g). Practice takes (0, 1, 1), which measures nothing so simple.
+    Σ (p_data - p_g)²/(p_data + p_g). Practice takes (0, 1, 1), which leave ¼ at p_g = p_data.
 
     Args:
         fake, real: the labels of fakes and of data, for the discriminator.

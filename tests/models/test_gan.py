@@ -54,7 +54,7 @@ def jsd(p, q):
 
 def finite_world(seed: int, k: int = 5):
     """p_data, and the parameters of a softmax generator p_g = softmax(θ), on k points."""
-    return softmax(normals(seed, k)), normals(seed + 1, k)
+    return softmax(np.tanh(normals(seed, k))), np.tanh(normals(seed + 1, k))
 
 
 def expected(adversary, p, q, scores):
@@ -162,18 +162,20 @@ def test_least_squares_draw_the_scores_to_a_mean_of_the_labels(seed, fake, gap):
 @pytest.mark.equation("GAN-10")
 @given(seeds())
 def test_some_labels_make_least_squares_measure_chi_square(seed):
-    """b - c = 1 and b - a = 2 do, wherever c lies; the labels of practice do not."""
+    """b - c = 1 and b - a = 2 do, wherever c lies; those of practice give ½ even where p = q."""
     p, theta = finite_world(seed)
-    q = softmax(theta)
-    chi_square = np.sum((p - q) ** 2 / (p + q))
 
-    def measured(fake, real, wanted):
+    def measured(q, fake, real, wanted):
         best = (real * p + fake * q) / (p + q)
         return 2.0 * (p + q) @ LeastSquares(fake, real, wanted).generator(best)[0]
 
-    for wanted in (0.0, 0.3):
-        assert measured(wanted - 1.0, wanted + 1.0, wanted) == pytest.approx(chi_square, rel=1e-12)
-    assert abs(measured(0.0, 1.0, 1.0) - chi_square) > 1e-3
+    for q in (softmax(theta), p):
+        chi_square = np.sum((p - q) ** 2 / (p + q))
+        for c in (0.0, 0.3):
+            assert measured(q, c - 1.0, c + 1.0, c) == pytest.approx(
+                chi_square, rel=1e-9, abs=1e-14
+            )
+    assert measured(p, 0.0, 1.0, 1.0) == pytest.approx(0.5)
 
 
 @pytest.mark.equation("GAN-10")
@@ -196,7 +198,7 @@ def test_labels_are_those_of_practice_unless_told_and_differ():
 @every_adversary
 @given(seeds(), sizes(4), sizes(4))
 def test_pullbacks_of_the_costs(adversary, seed, n, m):
-    real, fake = 4.0 * normals(seed, n), 4.0 * normals(seed + 1, m)
+    real, fake = 6.0 * np.tanh(normals(seed, n)), 6.0 * np.tanh(normals(seed + 1, m))
     for cost, scores in ((adversary.discriminator, (real, fake)), (adversary.generator, (fake,))):
         oracle.check_pullback(cost, *scores)
         oracle.check_pullback_is_linear(cost, *scores)
