@@ -3,7 +3,7 @@
     python examples/hvae_digits.py --out hvae-digits
 
 Both have two levels and are trained alike: -ELBO in bits, the rate of each level, and a picture
-for each level of the ladder, along whose rows it alone is drawn anew (HVAE-1 to HVAE-6).
+for each level of the ladder, along whose rows its noise alone is drawn anew (HVAE-1 to HVAE-6).
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
         with ema.applied():
             images = model.sample(eps).reshape(-1, 8, 8, 1)
         path, z = given.out / f"level_{level + 1}.png", f"z{level + 1}"
-        image_grid(path, images, f"along a row {z} alone is drawn anew", ROW)
+        image_grid(path, images, f"along a row the noise of {z} alone is drawn anew", ROW)
         print(f"wrote {path}")
 
 

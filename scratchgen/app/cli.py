@@ -33,7 +33,10 @@ from scratchgen.training.fit import NotFinite
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a usage error is one sentence."""
+    """argparse, but a usage error is one sentence, and options are written out."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Say what was wrong and where the options are listed; exit 2."""

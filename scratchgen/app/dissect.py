@@ -71,6 +71,14 @@ class _Rows:
             )
         self.last = self.meter.now()  # what this row takes belongs to no layer
 
+    def add_loose(self, model: Module) -> None:
+        """Rows for parameters of no part, such as the start of a ladder."""
+        for name, parameter in model.named(Parameter):
+            if id(parameter) not in self.counted:
+                size, shape = prod(parameter.shape), list(parameter.shape)
+                row = {"name": name, "kind": "Parameter", "output": shape, "parameters": size}
+                self.rows.append({**row, "bytes": 0})
+
     def _fresh_parameters(self, layer) -> int:
         owned = [p for _, p in layer.named(Parameter)] if isinstance(layer, Module) else []
         fresh = [p for p in owned if id(p) not in self.counted]
@@ -92,6 +100,7 @@ def dissect(recipe: Recipe) -> dict:
         start, rows = meter.now(), _Rows(recipe.model, meter)
         with observed(rows.note):
             recipe.loss(0, batch)
+    rows.add_loose(recipe.model)
     recipe.params.grad[...] = 0.0
     return {
         "layers": rows.rows,

@@ -272,11 +272,12 @@ def _beside_a_vae(recipe: Recipe, vae: Recipe) -> dict[str, float]:
     found, flat = (each.evaluate(each.part("test"), SAMPLES) for each in (recipe, vae))
     values = {name: found[name] for name in ("bits_per_dim", "importance_weighted_bits_per_dim")}
     values["bits_per_dim_of_the_vae"] = flat["bits_per_dim"]
-    values["gain_over_the_vae"] = flat["bits_per_dim"] - found["bits_per_dim"]
+    values["gain_over_the_vae_bits_per_dim"] = flat["bits_per_dim"] - found["bits_per_dim"]
     for level in found["hierarchy"]:
-        for name in ("rate_nats", "removal_bits_per_dim"):
-            if name in level:
-                values[f"level_{level['level']}_{name}"] = level[name]
+        values[f"KL_of_level_{level['level']}_nats"] = level["rate_nats"]
+        if "removal_bits_per_dim" in level:
+            removal = level["removal_bits_per_dim"]
+            values[f"removal_of_level_{level['level']}_bits_per_dim"] = removal
     values["parameters"] = recipe.params.theta.size
     values["parameters_of_the_vae"] = vae.params.theta.size
     return values

@@ -69,9 +69,14 @@ def sample_quality(
         "class_score".
 
     Raises:
-        ValueError: too few samples or examples.
+        ValueError: too few samples or examples, or samples that are not independent.
     """
     require_enough(recipe, part, n)
+    if getattr(options, "keep_levels", 0):
+        raise ValueError(
+            "--keep-levels draws samples that share latents, and measures are for independent "
+            "ones; leave it out"
+        )
     stream = Stream(seed, backend("numpy", "float64")).at("quality")
     order = stream.at("order").permutation(len(recipe.fitted))[:n]
     known, drawn = recipe.fitted.take(order), recipe.sample(n, seed, options).x

@@ -95,5 +95,5 @@ def sampling_options(recipe: Recipe, given: dict):
     """
     odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
     if odd:
-        raise ValueError(f"--{odd[0].replace('_', '-')} is not an option of a {recipe.name}")
+        raise ValueError(f"the sampler of {recipe.name} has no option --{odd[0].replace('_', '-')}")
     return recipe.sampling_type(**given)

@@ -85,7 +85,8 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, Any]:
         Host arrays: "reconstruction" (N,) and "kl" (N, L), nats, which together sum to -ELBO;
         "importance_weighted" (N,), -log of the mean of S importance weights, nats;
         "kl_per_dimension", a list of (N, *shape of z_l), nats, whose sums are "kl"; of a ladder
-        also "replaced" (N, L), -ELBO with the prior in the place of each level's posterior, nats.
+        also "removal" (N, L), what -ELBO rises by, at the same noise, with the prior in the place
+        of that level's posterior, nats.
 
     Source: HVAE-3, HVAE-6, [Burda 2016]
     """
@@ -105,19 +106,21 @@ def hierarchy_bounds(hvae, x, stream: Stream, samples: int) -> dict[str, Any]:
             terms = [nll, *kls]
             for level in range(count) if isinstance(hvae, LadderHvae) else ():
                 without, _, rest = hvae.look(repeated, eps, level)
-                terms.append(without + sum(map(example_sum, rest)))
+                # term by term, so that what a level without information costs is 0 to the last bit
+                rises = (example_sum(b - a) for a, b in zip(kls, rest, strict=True))
+                terms.append(without - nll + sum(rises))
             chunks.append([_sum_over_draws(term, n) for term in terms])
         means = [sum(values) / samples for values in zip(*chunks, strict=True)]
         means.append(-importance_weighted_bound(xp.concat(log_weights)))
         parts.append([to_host(mean).astype(np.float64) for mean in means])
     nll, *rest, tight = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    kls, replaced = rest[:count], rest[count:]
+    kls, removal = rest[:count], rest[count:]
     return {
         "reconstruction": nll,
         "kl": np.stack([kl.reshape(len(kl), -1).sum(axis=1) for kl in kls], axis=1),
         "importance_weighted": tight,
         "kl_per_dimension": kls,
-        **({"replaced": np.stack(replaced, axis=1)} if replaced else {}),
+        **({"removal": np.stack(removal, axis=1)} if removal else {}),
     }
 
 

@@ -55,7 +55,7 @@ class Hierarchy(Module):
 
     @abstractmethod
     def look(self, x, eps: Sequence):
-        """The same for evaluation: values only, at one z ~ q(z | x).
+        """The terms of `loss` for evaluation: values only, at one z ~ q(z | x).
 
         Args:
             x: (N, ...).

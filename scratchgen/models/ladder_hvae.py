@@ -71,7 +71,7 @@ class Level(Module):
         return (below, example_sum(kl)), pullback
 
     def look(self, s, h, eps):
-        """The same for evaluation, values only.
+        """What a call computes, for evaluation: values only.
 
         Returns:
             the next state; log p(z_l | z_<l)/q(z_l | x, z_<l) (N,) nats at that z_l; and the KL
@@ -109,7 +109,7 @@ class Level(Module):
 
 
 class LadderHvae(Hierarchy):
-    """L levels between a start and the data.
+    """L levels below a start s_0, which is what the state knows before any z is drawn.
 
     Args:
         encoders: L nets: the first x -> h_L, every other the feature below -> the one above.
@@ -184,7 +184,7 @@ class LadderHvae(Hierarchy):
         return (reconstruction, *kls), pullback
 
     def look(self, x, eps: Sequence, replaced: int | None = None):
-        """The same for evaluation, values only; see `Hierarchy.look`.
+        """The terms of `loss` for evaluation, values only; see `Hierarchy.look`.
 
         Args:
             x: (N, ...).

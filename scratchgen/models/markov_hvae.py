@@ -88,7 +88,7 @@ class MarkovHvae(Hierarchy):
         return (reconstruction, *kls), pullback
 
     def look(self, x, eps: Sequence):
-        """The same for evaluation, values only; see `Hierarchy.look`.
+        """The terms of `loss` for evaluation, values only; see `Hierarchy.look`.
 
         Source: HVAE-3, ELBO-6, VAE-10
         """

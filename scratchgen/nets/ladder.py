@@ -99,13 +99,13 @@ class Injected(Module):
 def mlp_ladder(
     dims: int, latents: Sequence[int], n_out: int, width: int = 128, dropout: float = 0.0
 ) -> LadderNets:
-    """A ladder of fully connected nets, whose state and features have `width` numbers.
+    """A ladder of fully connected nets, as `LadderHvae(*nets, likelihood)` takes it.
 
     Args:
         dims: the size of x (N, dims), which is data: no cotangent is computed for it.
         latents: the size of each z_l, from the top.
-        n_out: the size of the decoder's output.
-        width: of every hidden layer.
+        n_out: the size of the decoder's output: likelihood.width · dims.
+        width: of the state, the features and every hidden layer.
         dropout: the rate behind every hidden activation of the encoders and the decoder.
 
     Source: HVAE-4, HVAE-5
@@ -128,9 +128,11 @@ def mlp_ladder(
 def conv_ladder(
     shape: Shape, latents: Sequence[int], numbers: int, width: int = 32, dropout: float = 0.0
 ) -> LadderNets:
-    """A ladder of convolutional nets: the top's latent is a map of 4×4, the last one of full size.
+    """A ladder of convolutional nets, whose latents are maps, as `LadderHvae(*nets, likelihood)`
+    takes it.
 
-    Levels are spread evenly over the resolutions from 4×4 up; several may share one.
+    Levels are spread evenly over the resolutions from 4×4 up: the top's map is 4×4, and the last
+    one of full size where there are at least as many levels as resolutions. Several may share one.
 
     Args:
         shape: (H, W, C) of the images, which are data.
@@ -183,7 +185,7 @@ def conv_ladder(
 
 
 def chain_between(encoder, latents: Sequence[int], decoder, hidden: Sequence[int]) -> ChainNets:
-    """A Markov chain of latents between an encoder and a decoder, with MLPs between the latents.
+    """A Markov chain of latents and the MLPs between them, for `MarkovHvae(*nets, likelihood)`.
 
     Args:
         encoder: x -> [mean, logvar] of z_L (N, 2 latents[-1]).

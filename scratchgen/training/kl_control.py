@@ -78,8 +78,8 @@ class KlControl:
     its shard before the others' terms are known, and all must use the same factors. Before the
     first observation every level weighs β.
 
-    Factors that differ keep the loss bounded below where each term is a divergence in the mean, as
-    a ladder's are. Of a Markov chain only the sums from the top are, so a chain takes β alone.
+    Balancing and free bits are for ladders, each of whose terms is a divergence in the mean. A
+    chain's terms below the top may be negative: weighted one by one, their sum has no lower bound.
 
     Args:
         names: (L,) the KL terms, the top level first, such as ("kl_1", "kl_2").

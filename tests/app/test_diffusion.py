@@ -414,7 +414,9 @@ def test_options_that_do_not_fit_a_run_are_refused(run, capsys):
     assert "1 to 9, got 10" in refused(capsys, "sample", folder, "--steps", 10)
     complaint = refused(capsys, "sample", folder, "--variance", "learned")
     assert "has learned no variance" in complaint
-    assert "not an option of a vdm" in refused(capsys, "sample", points, "--variance", "beta")
+    assert "the sampler of vdm has no option" in refused(
+        capsys, "sample", points, "--variance", "beta"
+    )
     assert "--step-temperature" in refused(capsys, "sample", folder, "--step-temperature", "-1")
     assert "go with --samples N" in refused(capsys, "evaluate", folder, "--sampler", "ddim")
     complaint = refused(capsys, "evaluate", folder, "--draws", 1, "--samples", 10)

@@ -1,7 +1,7 @@
 """`train hvae`: ladders and chains, from the options to samples, measures and figures."""
 
 import json
-from math import log
+from math import log, pi
 
 import numpy as np
 import pytest
@@ -13,8 +13,13 @@ from scratchgen.app.recipes import HvaeRecipe, VaeRecipe, hvae, recipe_from_json
 from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.hvae import ROW, HvaeConfig, HvaeSampling
 from scratchgen.app.sampling import sampling_options
-from scratchgen.core.streams import Stream
-from scratchgen.metrics.likelihood import hierarchy_bounds, mean_and_error
+from scratchgen.maths.likelihoods import FixedNormal
+from scratchgen.metrics.likelihood import mean_and_error
+from scratchgen.models.ladder_hvae import LadderHvae
+from scratchgen.models.markov_hvae import MarkovHvae
+from scratchgen.training.optim import global_norm
+
+from hierarchies import Affine, Points
 
 SMALL = {"width": 16, "latents": "3,2", "batch_size": 10, "steps": 4, "dtype": "float64"}
 SMALL["warm_up"] = 0.0
@@ -30,6 +35,11 @@ def made(**options) -> HvaeRecipe:
     recipe = HvaeRecipe(HvaeConfig(**SMALL | options))
     recipe.fitted = recipe.fitted.take(slice(40))
     return recipe
+
+
+def of_levels(kind: str) -> dict:
+    """Options that weigh every level by a number of its own, where they are allowed."""
+    return {"free_bits": 0.1, "balance": True} if kind == "ladder" else {}
 
 
 def some(recipe, count=12):
@@ -63,8 +73,8 @@ def distinct(rows) -> int:
 
 @every_net
 def test_configurations_survive_json(net):
-    options = {"levels": 3, "latents": "3,2,4", "warm_up": 0.5, "free_bits": 0.1, "balance": True}
-    recipe = made(**options, **net, max_gradient=7.0, seed=4)
+    options = {"levels": 3, "latents": "3,2,4", "warm_up": 0.5, "max_gradient": 7.0, "seed": 4}
+    recipe = made(**options, **net, **of_levels(net["kind"]))
     again = recipe_from_json(json.loads(json.dumps(config_to_json(recipe))))
     assert type(again) is HvaeRecipe
     assert again.config == recipe.config
@@ -100,7 +110,10 @@ def test_every_level_has_the_latent_that_the_options_name():
         (["--free-bits", "-1"], "--free-bits must be finite and not negative"),
         (["--max-gradient", "-1"], "--max-gradient must be finite and not negative"),
         (["--max-gradient", "inf"], "--max-gradient must be finite and not negative"),
+        (["--levels", "65"], "--levels must be at most 64"),
         (["--balance", "--warm-up", "0"], "--balance acts while --warm-up lasts; add --warm-up"),
+        (["--kind", "markov", "--balance"], "--balance and --free-bits are for --kind ladder"),
+        (["--kind", "markov", "--free-bits", "0.1"], "--free-bits are for --kind ladder"),
         (["--kind", "tree"], "invalid choice: 'tree'"),
         (["--depth", "3"], "--depth is for --kind markov; that of a ladder is fixed"),
         (["--kind", "markov", "--net", "conv", "--depth", "3"], "--depth is for fully connected"),
@@ -144,17 +157,17 @@ def test_bad_options_of_the_sampler_are_one_sentence(options, what):
 
 @pytest.mark.parametrize("option", ["keep_levels", "level_temperatures"])
 def test_levels_are_options_of_hierarchies_only(option):
-    with pytest.raises(ValueError, match="is not an option of a vae"):
+    with pytest.raises(ValueError, match="the sampler of vae has no option"):
         sampling_options(VaeRecipe, {option: 1})
 
 
 @every_net
 def test_the_gradient_is_that_of_the_weighted_batch_mean_on_one_shard_or_two(net):
-    """Half warmed up and balanced, by rates of steps that are done."""
-    recipe = made(**net, steps=40, warm_up=0.5, balance=True, free_bits=0.1)
+    """In the warm-up, and a ladder's levels balanced by rates of steps that are done."""
+    recipe = made(**net, **of_levels(net["kind"]), steps=40, warm_up=0.5)
     recipe.control.observe({"kl_1": 5.0, "kl_2": 1.0})
     weights = recipe.control.weights(13)
-    assert len({*weights, 0.0, 1.0}) == 4
+    assert len({*weights, 0.0, 1.0}) == (4 if net["kind"] == "ladder" else 3)
     gradients = []
     for shards in ([slice(0, 10)], [slice(0, 4), slice(4, 10)]):
         with recipe.params.gradient_into(np.zeros_like(recipe.params.theta)) as gradient:
@@ -172,9 +185,8 @@ def test_the_gradient_is_that_of_the_weighted_batch_mean_on_one_shard_or_two(net
         np.testing.assert_allclose(got, term, rtol=1e-10, err_msg=f"{name} is not weighted")
 
 
-@every_kind
-def test_a_level_below_its_free_bits_is_not_pushed_down(kind):
-    recipe = made(kind=kind, free_bits=0.5)
+def test_a_level_below_its_free_bits_is_not_pushed_down():
+    recipe = made(free_bits=0.5)
     assert recipe.control.weights(0) == [1.0, 1.0]
     recipe.control.observe({"kl_1": 0.4, "kl_2": 0.6})
     assert recipe.control.weights(1) == [0.0, 1.0]
@@ -190,7 +202,7 @@ def test_the_kl_warms_up_over_its_share_of_the_steps():
 @every_kind
 def test_what_is_logged_is_the_bound_however_it_is_trained(kind):
     """The first step of two runs is at the same weights; then they part."""
-    plain, warm = made(kind=kind), made(kind=kind, warm_up=1.0, free_bits=9.0, balance=True)
+    plain, warm = made(kind=kind), made(kind=kind, warm_up=1.0, **of_levels(kind))
     for recipe in (plain, warm):
         recipe.fit.until(2, quiet=True)
     for name in ("reconstruction", "kl_1", "kl_2"):
@@ -208,22 +220,58 @@ def test_what_is_logged_is_the_bound_however_it_is_trained(kind):
     assert "KL 4.00 + 1.50" in warm.describe(row)
 
 
-FLAGS = ["--latents", "3,2", "--batch-size", "16", "--free-bits", "0.05", "--warm-up", "0.5"]
-FLAGS += ["--balance", "--steps", "8", "--quiet"]
-RUNS = {  # each with a limit within the range of its gradients
-    "ladder-mlp": ["--width", "16", "--max-gradient", "80"],
-    "markov-conv": ["--width", "8", "--net", "conv", "--kind", "markov", "--max-gradient", "124"],
+RUN = {"latents": "3,2", "batch_size": 16, "warm_up": 0.5, "steps": 8, "dtype": "float32"}
+RUNS = {
+    "ladder-mlp": {"width": 16, "free_bits": 0.05, "balance": True},
+    "markov-conv": {"width": 8, "net": "conv", "kind": "markov"},
 }
+
+
+class Refusal:
+    """A guard that admits no gradient, and keeps its norm."""
+
+    def __init__(self):
+        self.norms = []
+
+    def admits(self, params) -> bool:
+        self.norms.append(global_norm(params))
+        return False
+
+
+def seed_and_limit(options: dict) -> tuple[int, float]:
+    """A limit by which the first of eight steps is skipped for sure and a later one is not.
+
+    While steps are skipped the parameters stay, so that up to the first that is not every gradient
+    is the one seen here.
+    """
+    for seed in range(9):
+        recipe, refusal = HvaeRecipe(HvaeConfig(**options, seed=seed)), Refusal()
+        recipe.fit.guard = refusal
+        recipe.fit.until(8, quiet=True)
+        first, least = refusal.norms[0], min(refusal.norms)
+        if first > 1.01 * least:
+            return seed, (first + least) / 2.0
+    raise AssertionError("the first gradient is the shortest under every seed")
+
+
+def flags_of(options: dict) -> list[str]:
+    """The same on the command line."""
+    pairs = [("--" + name.replace("_", "-"), value) for name, value in options.items()]
+    return [text for flag, v in pairs for text in ([flag] if v is True else [flag, str(v)])]
 
 
 @pytest.fixture(scope="module", params=RUNS)
 def runs(request, tmp_path_factory):
     """A run that skips some of its steps, unbroken, and the same one stopped and resumed."""
-    flags = RUNS[request.param]
+    options = RUN | RUNS[request.param]
+    seed, limit = seed_and_limit(options)
+    train = ["train", "hvae", *flags_of(options | {"seed": seed, "max_gradient": limit}), "--quiet"]
     root = tmp_path_factory.mktemp("hvae")
     whole, broken = root / "whole", root / "broken"
-    assert main(["train", "hvae", *FLAGS, *flags, "--out", str(whole)]) == 0
-    assert main(["train", "hvae", *FLAGS, *flags, "--out", str(broken), "--stop-at", "3"]) == 0
+    assert main([*train, "--out", str(whole)]) == 0
+    assert main([*train, "--out", str(broken), "--stop-at", "3"]) == 0
+    with np.load(broken / "checkpoint.npz") as stopped:
+        assert stopped["guard/skipped"] > 0
     assert main(["train", "--resume", str(broken), "--quiet"]) == 0
     return whole, broken
 
@@ -275,9 +323,10 @@ def test_its_layers_can_be_listed(runs, capsys):
     listed = sum(row["parameters"] for row in found["layers"])
     with np.load(run / "checkpoint.npz") as archive:
         assert found["parameters"] == archive["theta"].size
+    assert listed == found["parameters"]
     config = json.loads((run / "config.json").read_text("utf-8"))
-    start = config["width"] if config["kind"] == "ladder" else 0  # s_0, which is no layer's
-    assert listed == found["parameters"] - start
+    if config["kind"] == "ladder":  # s_0 is no layer's
+        assert rows["start"]["output"] == [config["width"]]
     assert main(["info", "--net", str(run)]) == 0
     assert "decoder.layers.0" in capsys.readouterr().out
 
@@ -291,102 +340,241 @@ def trained_with(limit, tmp_path, capsys) -> str:
 
 def test_skipped_steps_are_counted_and_too_many_called_that(tmp_path, capsys):
     said = trained_with("1e-3", tmp_path, capsys)
-    assert "note: 8 of 8 steps were skipped, their gradient longer than 0.001; that is most" in said
+    assert "note: skipped 8 of 8 steps, whose gradient was longer than 0.001; that is most" in said
     assert "a larger --max-gradient" in said
     recipe, fresh = made(), made(max_gradient=1.0)
     assert recipe.remarks() == fresh.remarks() == []
     fresh.guard.skipped, fresh.fit.steps_done = 3, 6
-    assert fresh.remarks() == ["3 of 6 steps were skipped, their gradient longer than 1"]
+    assert fresh.remarks() == ["skipped 3 of 6 steps, whose gradient was longer than 1"]
 
 
 def test_where_no_step_is_skipped_nothing_is_said_of_it(tmp_path, capsys):
-    assert "steps were skipped" not in trained_with("1e9", tmp_path, capsys)
+    assert "note: skipped" not in trained_with("1e9", tmp_path, capsys)
 
 
 @every_net
-def test_evaluation_reports_what_the_bounds_are(net):
+def test_evaluation_tells_of_every_level(net):
     recipe = made(**net)
     recipe.fit.until(4, quiet=True)
-    part = some(recipe)
-    result = recipe.evaluate(part, draws=3)
+    result = recipe.evaluate(some(recipe), draws=3)
     json.dumps(result, allow_nan=False)
-    x = recipe.examples(part)
-    found = hierarchy_bounds(recipe.model, x, Stream(0, recipe.born).at("evaluate"), 3)
-    bound = found["reconstruction"] + found["kl/1"] + found["kl/2"]
-    assert result["elbo_nats"] == pytest.approx(-bound.mean())
-    assert result["reconstruction_nats"] == pytest.approx(found["reconstruction"].mean())
-    tight, error = mean_and_error(found["importance_weighted"])
-    per_dim = 64.0 * log(2.0)
-    assert result["importance_weighted_bits_per_dim"] == pytest.approx(tight / per_dim)
-    assert result["importance_weighted_bits_per_dim_standard_error"] == pytest.approx(
-        error / per_dim
-    )
-    so_far = 0.0
-    for i, level in enumerate(result["hierarchy"], start=1):
-        rate, error = mean_and_error(found[f"kl/{i}"])
-        so_far += rate
-        assert level["level"] == i
-        assert tuple(level["shape"]) == recipe.model.latents[i - 1]
+    levels = result["hierarchy"]
+    assert [level["level"] for level in levels] == [1, 2]
+    assert tuple(tuple(level["shape"]) for level in levels) == recipe.model.latents
+    for level in levels:
         assert level["latent_dimensions"] == np.prod(level["shape"])
-        assert level["rate_nats"] == pytest.approx(rate)
-        assert level["rate_nats_standard_error"] == pytest.approx(error)
-        assert level["cumulative_rate_nats"] == pytest.approx(so_far)
-        each = np.abs(found[f"per_dimension/{i}"].mean(axis=0))
-        assert level["active_units"] == np.sum(each > 0.01)
+        assert 0 <= level["active_units"] <= level["latent_dimensions"]
         assert ("removal_bits_per_dim" in level) == (net["kind"] == "ladder")
-        if "removal_bits_per_dim" in level:
-            mean, error = mean_and_error(found[f"replaced/{i}"] - bound)
-            assert level["removal_bits_per_dim"] == pytest.approx(mean / per_dim)
-            assert level["removal_bits_per_dim_standard_error"] == pytest.approx(error / per_dim)
-    assert result["kl_nats"] == pytest.approx(so_far)
-    errors = [result["squared_error_per_dim_without_latents"]]
-    errors += [level["squared_error_per_dim"] for level in result["hierarchy"]]
-    zeros = [np.zeros((12, *shape)) for shape in recipe.model.latents]
-    for k, error in enumerate(errors):
-        back = recipe.model.reconstruct(x, zeros, k)
-        assert error == pytest.approx(float(np.mean((back - x) ** 2)))
-    table = "\n".join(recipe.report({**result, "dims": 64}))
-    assert ("removal" in table) == (net["kind"] == "ladder")
-    assert f"KL of level 2{'':11}{result['hierarchy'][1]['rate_nats']:13.2f}" in table
-    assert f"{errors[0]:.4f}" in table
+    assert result["kl_nats"] == pytest.approx(sum(level["rate_nats"] for level in levels))
+    lines = recipe.report({**result, "dims": 64})
+    head = next(i for i, line in enumerate(lines) if line.startswith("level"))
+    table = lines[head : head + 4]
+    assert ("removal" in table[0]) == (net["kind"] == "ladder")
+    assert len(table[0]) == len(table[2]) == len(table[3])
+    assert table[0][: len(table[1])].endswith("squared error")
+    assert max(map(len, lines)) <= 80
+    assert table[1].split() == ["none", f"{result['squared_error_per_dim_without_latents']:.4f}"]
+    for level, line in zip(levels, table[2:], strict=True):
+        assert f"{level['squared_error_per_dim']:.4f}" in line
+        assert f"{level['rate_nats']:.2f} ± {level['rate_nats_standard_error']:.2f}" in line
+    assert f"KL of level 2{'':11}{levels[1]['rate_nats']:13.2f}" in "\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    ("kind", "net", "dead"),
-    [("ladder", "levels.0.posterior", 1), ("ladder", "levels.1.posterior", 2)]
-    + [("markov", "encoders.1", 1)],
-)
-def test_a_level_that_says_nothing_is_called_collapsed_and_no_other(kind, net, dead):
-    """Its posterior is its prior, so nothing is lost by the prior in its place."""
-    recipe = made(kind=kind)
-    recipe.params.theta = 2.0 * recipe.params.theta  # so that the untrained others say something
-    silence(recipe, net)
-    result = recipe.evaluate(some(recipe), draws=2)
-    level = result["hierarchy"][dead - 1]
-    assert (level["active_units"], level["rate_nats"]) == (0, 0.0)
-    if kind == "ladder":
-        assert abs(level["removal_bits_per_dim"]) < 1e-12 * result["bits_per_dim"]
-    said = [line for line in recipe.report({**result, "dims": 64}) if "collapsed" in line]
-    assert len(said) == 1
-    assert f"warning: level {dead} has collapsed" in said[0]
-    assert "--free-bits" in said[0]
+I, J = 27, 28  # two pixels from the middle of an image
+VARIANCE = 0.5  # of p(x | z)
+POINTS = 2**0.5 * np.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+FOUR = [POINTS[:, :1], POINTS[:, 1:]]  # draws of two numbers: means of quadratics are exact
 
 
-def test_before_training_every_level_of_a_convolutional_ladder_has_collapsed():
-    recipe = made(net="conv")
-    lines = recipe.report({**recipe.evaluate(some(recipe), draws=1), "dims": 64})
-    assert sum("collapsed" in line for line in lines) == 2
+def reads(count, **slopes) -> np.ndarray:
+    """(count, 1): the weights of one number that is read from `count`, all 0 but those named."""
+    found = np.zeros((count, 1))
+    for name, slope in slopes.items():
+        found[int(name[1:])] = slope
+    return found
 
 
-def test_dimensions_of_a_chain_may_cost_less_than_nothing_and_be_active(monkeypatch):
-    def canned(model, x, stream, draws):
-        found = hierarchy_bounds(model, x, stream, draws)
-        found["per_dimension/2"] = np.zeros((len(x), 2)) + np.asarray([-0.5, 0.001])
-        return found
+def law(matrix, variance) -> Affine:
+    """A net that gives a mean, and beside it the logarithm of a constant."""
+    return Affine(matrix, np.zeros(1), (1,), np.log([variance]))
 
+
+def linear_ladder(a, b, c, first, below, second) -> LadderHvae:
+    """p: z_2 ~ N(b z_1, below).  q: z_1 ~ N(a x_I, first), z_2 ~ N(b z_1 + c x_J, second below)."""
+    same, row = Affine(np.eye(64), np.zeros(64), (64,)), np.zeros((2, 64))
+    row[0, I] = row[1, J] = 1.0
+    top = law(reads(64, **{f"p{I}": a}), first)
+    low = law(reads(65, **{f"p{J + 1}": c}), second)  # behind the state z_1
+    merges = [Affine(np.eye(n), np.zeros(n), (n,)) for n in (1, 2)]
+    levels = [(None, top, merges[0]), (law(b * np.eye(1), below), low, merges[1])]
+    decoder = Affine(row, np.zeros(64), (64,))
+    return LadderHvae(2 * [same], levels, None, [(1,), (1,)], decoder, FixedNormal(VARIANCE))
+
+
+def linear_chain(c, g, d, above, up, below) -> MarkovHvae:
+    """q: z_2 ~ N(c x_J, above), z_1 ~ N(g z_2, up).  p: z_2 ~ N(d z_1, below), x_J ~ N(z_2, .)."""
+    encoders = [law(reads(64, **{f"p{J}": c}), above), law(g * np.eye(1), up)]
+    decoder = Affine(reads(64, **{f"p{J}": 1.0}).T, np.zeros(64), (64,))
+    priors = [law(d * np.eye(1), below)]
+    return MarkovHvae(encoders, priors, [(1,), (1,)], decoder, FixedNormal(VARIANCE))
+
+
+def measured(model, monkeypatch, exact=True):
+    """x (N, 64), and what `evaluate` says of that model, by four draws whose means are exact."""
+    kind = "ladder" if isinstance(model, LadderHvae) else "markov"
+    recipe = made(kind=kind, latents="1,1")
+    recipe.model, part = model, some(recipe, 40)
+    if exact:
+        stream = type("Given", (), {"at": lambda self, what: Points(FOUR)})()
+        monkeypatch.setattr(hvae, "Stream", lambda seed, born: stream)
+    result = {**recipe.evaluate(part, draws=4), "dims": 64}
+    return recipe.examples(part), result, recipe.report(result)
+
+
+def agree(result, reconstruction, kls, errors):
+    """The report of what is known: (N,) nats of each term, and (N,) squared errors of an image."""
+    assert result["reconstruction_nats"] == pytest.approx(reconstruction.mean())
+    total, error = mean_and_error(reconstruction + sum(kls))
+    assert result["elbo_nats"] == pytest.approx(-total)
+    assert result["kl_nats"] == pytest.approx(sum(kls).mean(), abs=1e-9)
+    assert result["bits_per_dim"] == pytest.approx(total / (64.0 * log(2.0)))
+    assert result["bits_per_dim_standard_error"] == pytest.approx(error / (64.0 * log(2.0)))
+    none, *errors = (float(np.mean(each)) / 64.0 for each in errors)
+    assert result["squared_error_per_dim_without_latents"] == pytest.approx(none)
+    so_far = 0.0
+    for level, kl, squared in zip(result["hierarchy"], kls, errors, strict=True):
+        rate, error = mean_and_error(kl)
+        so_far += rate
+        assert level["rate_nats"] == pytest.approx(rate)
+        assert level["rate_nats_standard_error"] == pytest.approx(error, abs=1e-12)
+        assert level["cumulative_rate_nats"] == pytest.approx(so_far, abs=1e-12)
+        assert level["squared_error_per_dim"] == pytest.approx(squared)
+
+
+def nats(squares):
+    """-log p(x | z) of FixedNormal, given (N,) expected squared distances."""
+    return 32.0 * log(2.0 * pi * VARIANCE) + squares / (2.0 * VARIANCE)
+
+
+def test_evaluation_of_a_ladder_that_is_known(monkeypatch):
+    a, b, c, first, below, second = 0.7, 0.4, 0.5, 0.6, 0.8, 0.9
+    x, result, _ = measured(linear_ladder(a, b, c, first, below, second), monkeypatch)
+    u, v = x[:, I], x[:, J]
+    rest = np.sum(x**2, axis=1) - u**2 - v**2
+    kls = [
+        0.5 * (first - 1.0 - log(first) + (a * u) ** 2),
+        0.5 * (second - 1.0 - log(second) + (c * v) ** 2 / below),
+    ]
+    top, low = (u - a * u) ** 2 + first, (v - b * a * u - c * v) ** 2 + b**2 * first
+    reconstruction = nats(rest + top + low + below * second)
+    errors = [
+        rest + u**2 + v**2,
+        rest + (u - a * u) ** 2 + (v - b * a * u) ** 2,
+        rest + (u - a * u) ** 2 + (v - b * a * u - c * v) ** 2,
+    ]
+    agree(result, reconstruction, kls, errors)
+    without = [
+        nats(rest + u**2 + 1.0 + (v - c * v) ** 2 + b**2 + below * second),
+        nats(rest + top + (v - b * a * u) ** 2 + b**2 * first + below),
+    ]
+    for level, other, kl in zip(result["hierarchy"], without, kls, strict=True):
+        lost, error = mean_and_error((other - kl - reconstruction) / (64.0 * log(2.0)))
+        assert level["removal_bits_per_dim"] == pytest.approx(lost)
+        assert level["removal_bits_per_dim_standard_error"] == pytest.approx(error)
+        assert level["active_units"] == 1
+
+
+def test_evaluation_of_a_chain_that_is_known(monkeypatch):
+    c, g, d, above, up, below = 0.9, 0.6, 0.7, 0.5, 0.4, 0.8
+    x, result, _ = measured(linear_chain(c, g, d, above, up, below), monkeypatch)
+    v, rest = x[:, J], np.sum(x**2, axis=1) - x[:, J] ** 2
+    square = (c * v) ** 2 + above  # E z_2²
+    gap = (1.0 - d * g) ** 2 * square + d**2 * up  # E (z_2 - d z_1)²
+    kls = [
+        0.5 * (g**2 * square + up - 1.0 - log(up)),
+        0.5 * (log(below / above) - 1.0 + gap / below),
+    ]
+    reconstruction = nats(rest + (v - c * v) ** 2 + above)
+    seen = [rest + (v - k * v) ** 2 for k in (0.0, d * g * c, c)]
+    agree(result, reconstruction, kls, seen)
+    assert [level["active_units"] for level in result["hierarchy"]] == [1, 1]
+    assert "removal_bits_per_dim" not in result["hierarchy"][0]
+
+
+def collapsed(lines) -> str:
+    """The warnings of a report about levels that say nothing, as one line."""
+    start = next((i for i, line in enumerate(lines) if "collapsed" in line), len(lines))
+    return " ".join(line.strip() for line in lines[start:])
+
+
+def warned(lines) -> list[int]:
+    """The levels that a report calls collapsed."""
+    return [int(text.split()[0]) for text in collapsed(lines).split("warning: level ")[1:]]
+
+
+def test_a_chain_that_is_its_own_prior_has_collapsed_whatever_its_terms_are(monkeypatch):
+    """q(z_2 | x) = N(0, 1) = p(z_2) and q(z_1 | z_2) = p(z_1 | z_2): the terms are ±½ log 0.36.
+
+    At any noise they cancel in the weights, so there every bound is that of the decoder alone.
+    """
+    model = linear_chain(0.0, 0.8, 0.8, 1.0, 0.36, 0.36)
+    model.decoder = Affine(np.zeros((1, 64)), np.zeros(64), (64,))
+    for exact in (False, True):
+        x, result, lines = measured(model, monkeypatch, exact)
+        bits = nats(np.sum(x**2, axis=1)).mean() / (64.0 * log(2.0))
+        assert result["importance_weighted_bits_per_dim"] == pytest.approx(bits)
+        assert [level["active_units"] for level in result["hierarchy"]] == [0, 0]
+        assert warned(lines) == [1, 2]
+        assert collapsed(lines).count("--warm-up") == 2
+        assert "--free-bits" not in collapsed(lines), "which a chain does not have"
+    rates = [level["rate_nats"] for level in result["hierarchy"]]
+    assert rates == pytest.approx([-0.5 * log(0.36), 0.5 * log(0.36)])
+    assert rates == pytest.approx([0.511, -0.511], abs=1e-3)
+
+
+def test_numbers_of_a_chain_are_active_where_their_posterior_mean_varies(monkeypatch):
+    """A variance of 0.0101 below and of 0.0099 above it, whatever the terms are."""
     recipe = made(kind="markov")
-    monkeypatch.setattr(hvae, "hierarchy_bounds", canned)
-    assert recipe.evaluate(some(recipe), draws=1)["hierarchy"][1]["active_units"] == 1
+    spread = recipe.examples(some(recipe, 40))[:, J].std()
+    c, g = 0.0101**0.5 / spread, (0.0099 / 0.0101) ** 0.5
+    for slopes, active, dead in (((c, g), [0, 1], [1]), ((c, 1.0), [1, 1], [])):
+        model = linear_chain(*slopes, 0.7, 0.5, 0.1, 0.8)
+        _, result, lines = measured(model, monkeypatch)
+        assert [level["active_units"] for level in result["hierarchy"]] == active
+        assert warned(lines) == dead
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+def test_a_level_of_a_ladder_that_says_nothing_is_called_collapsed_and_no_other(dead):
+    """Its posterior is its prior, so nothing is lost by the prior in its place."""
+    recipe = made(dtype="float32")
+    recipe.params.theta = 2.0 * recipe.params.theta  # so that the untrained other says something
+    silence(recipe, f"levels.{dead - 1}.posterior")
+    result = recipe.evaluate(some(recipe), draws=2)
+    level, other = result["hierarchy"][dead - 1], result["hierarchy"][2 - dead]
+    for name in ("active_units", "rate_nats", "removal_bits_per_dim"):
+        assert level[name] == 0
+        assert other[name] != 0
+    assert level["rate_nats_standard_error"] == 0.0
+    assert level["removal_bits_per_dim_standard_error"] == 0.0
+    lines = recipe.report({**result, "dims": 64})
+    assert warned(lines) == [dead]
+    assert "--free-bits" in collapsed(lines)
+    (row,) = [line for line in lines if line.startswith(f"    {dead} ")]
+    assert row.endswith("  0.000 ± 0.000")
+
+
+def test_numbers_of_a_ladder_are_active_above_a_hundredth_of_a_nat():
+    """Two constant residuals of the mean, whose KLs are 0.0101 and 0.0099."""
+    recipe = made(latents="2,1")
+    moved = np.asarray([0.0202**0.5, 0.0198**0.5, 0.0, 0.0])
+    recipe.model.levels[0].posterior = lambda s, h: (np.tile(moved, (len(s), 1)), None)
+    silence(recipe, "levels.1.posterior")
+    result = recipe.evaluate(some(recipe), draws=1)
+    first, second = result["hierarchy"]
+    assert first["rate_nats"] == pytest.approx(0.02)
+    assert (first["active_units"], second["active_units"]) == (1, 0)
+    assert warned(recipe.report({**result, "dims": 64})) == [2]
 
 
 def test_a_table_of_a_bad_run_says_so():
@@ -455,7 +643,7 @@ def test_temperatures_scale_the_noise_of_their_level(net, monkeypatch):
 
     plain, (top, low) = noise()
     for text, scales in (("0.5,1", (0.5, 1.0)), ("1, 0.25", (1.0, 0.25)), ("0,0", (0.0, 0.0))):
-        _, (scaled_top, scaled_low) = noise(level_temperatures=text, temperature=3.0)
+        _, (scaled_top, scaled_low) = noise(level_temperatures=text)
         np.testing.assert_array_equal(scaled_top, scales[0] * top)
         np.testing.assert_array_equal(scaled_low, scales[1] * low)
     still, _ = noise(level_temperatures="0,0")
@@ -463,6 +651,8 @@ def test_temperatures_scale_the_noise_of_their_level(net, monkeypatch):
     all_alike, _ = noise(temperature=0.5)
     np.testing.assert_array_equal(all_alike, noise(level_temperatures="0.5,0.5")[0])
     assert np.any(all_alike != plain)
+    with pytest.raises(ValueError, match="--level-temperatures stands in the place of"):
+        HvaeSampling(level_temperatures="1,1", temperature=0.5)
 
 
 @every_net

@@ -84,7 +84,7 @@ def test_a_level_whose_posterior_is_replaced_says_nothing(world, seed, data):
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
     nll, log_ratios, _ = world.model.look(x, eps, replaced=level)
-    silence(world, [level])
+    silence(world.model, [level])
     want_nll, want, _ = world.model.look(x, eps)
     h.close(nll, want_nll)
     for i, (got, expected) in enumerate(zip(log_ratios, want, strict=True)):
@@ -92,15 +92,15 @@ def test_a_level_whose_posterior_is_replaced_says_nothing(world, seed, data):
         assert np.any(got) == (i != level)
 
 
-def silence(world, levels):
+def silence(model, levels):
     """Posterior nets that return 0, so that each q(z_l | x, z_<l) there is the prior."""
     for level in levels:
-        *place, width = world.shapes[level]
+        *place, width = model.latents[level]
 
         def zeros(s, h, shape=(*place, 2 * width)):
-            return np.zeros((len(s), *shape)), None
+            return np.zeros((len(s), *shape)), lambda d: (0.0 * s, 0.0 * h)
 
-        world.model.levels[level].posterior = zeros
+        model.levels[level].posterior = zeros
 
 
 @pytest.mark.equation("VAE-10")
@@ -109,7 +109,7 @@ def silence(world, levels):
 @given(worlds, seeds())
 def test_collapsed_posteriors_leave_the_prior(world, seed):
     """With zero residuals everywhere no rate is left, and x' is a sample to the last bit."""
-    silence(world, range(len(world.shapes)))
+    silence(world.model, range(len(world.shapes)))
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
     (reconstruction, *kls), _ = world.model.loss(x, eps)
@@ -161,6 +161,34 @@ def test_the_first_latents_are_kept(world, seed, data):
 @given(worlds, seeds())
 def test_x_reaches_the_decoder_through_latents_only(world, seed):
     h.nothing_of_x_without_latents(world, seed)
+
+
+@pytest.mark.equation("HVAE-5")
+@pytest.mark.parametrize("depth", h.DEPTHS)
+@pytest.mark.parametrize("place", [(), (2, 2)], ids=["vectors", "images"])
+def test_no_net_but_the_posteriors_lets_x_through(depth, place):
+    """Once they return 0, all the decoder is given by the loss and from all latents is without x.
+
+    The nets are not linear, and both go the way that x takes in training.
+    """
+    likelihood, given_to = lk.Bernoulli(), []
+    model = h.ladder(h.convolved if place else h.dense, depth, likelihood, place)
+    bound(model)
+    decoder = model.decoder
+    model.decoder = lambda s: given_to.append(s) or decoder(s)
+    (x, eps), (other, _) = (h.batch(model, likelihood, seed) for seed in (0, 50))
+    assert np.any(x != other)
+    for alike in (False, True):
+        if alike:
+            silence(model, range(depth))
+        given_to.clear()
+        seen = []
+        for data in (x, other):
+            model.loss(data, eps)
+            seen.append(model.reconstruct(data, eps, keep=depth))
+        first, _, second, _ = given_to
+        assert np.array_equal(first, second) == alike
+        assert np.array_equal(*seen) == alike
 
 
 class ConvWorld(LadderWorld):
@@ -255,7 +283,7 @@ def test_with_one_level_it_is_the_vae(likelihood, seed):
 @pytest.mark.equation("HVAE-4")
 @pytest.mark.equation("HVAE-5")
 @pytest.mark.equation("HVAE-6")
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", h.DEPTHS)
 @given(seeds())
 @share_of_the_examples(10)
 def test_gradients_of_every_net_and_of_the_start(depth, seed):
@@ -268,7 +296,7 @@ def test_gradients_of_every_net_and_of_the_start(depth, seed):
 @pytest.mark.equation("HVAE-4")
 @pytest.mark.equation("HVAE-5")
 @pytest.mark.equation("HVAE-6")
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", h.DEPTHS)
 def test_gradients_on_images(depth):
     model = h.ladder(h.convolved, depth, lk.Normal(), place=(2, 2))
     h.gradients_are_right(model, lk.Normal(), 5)

@@ -242,7 +242,7 @@ def test_with_one_latent_it_is_the_vae(likelihood, seed):
 @pytest.mark.equation("HVAE-1")
 @pytest.mark.equation("HVAE-2")
 @pytest.mark.equation("HVAE-3")
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", h.DEPTHS)
 @given(seeds())
 @share_of_the_examples(10)
 def test_gradients_of_every_net(depth, seed):
@@ -253,7 +253,7 @@ def test_gradients_of_every_net(depth, seed):
 @pytest.mark.equation("ELBO-6")
 @pytest.mark.equation("HVAE-2")
 @pytest.mark.equation("HVAE-3")
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", h.DEPTHS)
 def test_gradients_on_images(depth):
     model = h.chain(h.convolved, depth, lk.Normal(), place=(2, 2))
     h.gradients_are_right(model, lk.Normal(), 5)

@@ -32,6 +32,7 @@ from scratchgen.models.vae import active_units
 from scratchgen.nets.ladder import chain_between, conv_ladder, mlp_ladder
 from scratchgen.training.kl_control import KlControl, SpikeGuard
 
+MOST_LEVELS = 64
 ROW = 8  # samples of a row, which share what is kept
 
 
@@ -52,17 +53,18 @@ class HvaeConfig(LikelihoodConfig):
     levels: int = option(2, "L, the number of latents z_1 (the top, drawn first) to z_L")
     latents: str = option(
         "",
-        "size of each latent from the top, such as 8,16; of a conv ladder the channels of its map "
-        "(default: 16 each, or 4 channels)",
+        "size of each latent from the top, such as 8,16; of a conv ladder the channels of its map, "
+        "whose sides rise from 4 pixels (default: 16 each, or 4 channels)",
     )
     warm_up: float = option(
         0.3, "share of the steps, 0 to 1, in which the weight of every KL rises to 1; 0 is none"
     )
     free_bits: float = option(
-        0.0, "nats of KL that each level may have before training pushes it down"
+        0.0, "nats of KL that each level of a ladder may have before training pushes it down"
     )
     balance: bool = option(
-        False, "while --warm-up lasts, push a level down less that has little KL for its size"
+        False,
+        "while --warm-up lasts, push a level of a ladder down less that has little KL for its size",
     )
     max_gradient: float = option(
         0.0, "skip steps whose gradient is longer (its Euclidean norm); 0 skips none"
@@ -71,7 +73,9 @@ class HvaeConfig(LikelihoodConfig):
         0,
         "units per hidden layer, or channels at full resolution for conv; 0 takes 192, or 32",
     )
-    steps: int = option(6000, "training steps in all")
+    steps: int = option(
+        6000, "training steps in all; a step of a conv ladder takes many times as long as of mlp"
+    )
     dropout: float = option(
         0.18, "dropout rate in the encoders of data and in the decoder, not between latents"
     )
@@ -79,13 +83,15 @@ class HvaeConfig(LikelihoodConfig):
     def __post_init__(self):
         super().__post_init__()
         require_at_least(self, 1, "levels")
+        if self.levels > MOST_LEVELS:
+            raise ValueError(f"--levels must be at most {MOST_LEVELS}, got {self.levels}")
         require_not_negative(self, "free_bits", "max_gradient")
         if not 0.0 <= self.warm_up <= 1.0:
             raise ValueError(f"--warm-up must lie in [0, 1], got {self.warm_up}")
         if self.kind == MARKOV and (self.balance or self.free_bits):
             raise ValueError(
-                "--balance and --free-bits are for --kind ladder: the terms of a chain are no "
-                "divergences one by one, so it can gain from a weight of their own; leave them out"
+                "--balance and --free-bits are for --kind ladder: a chain's single KL terms may be "
+                "negative, and weighting them one by one would reward that; leave them out"
             )
         if self.balance and self.warm_up == 0.0:
             raise ValueError("--balance acts while --warm-up lasts; add --warm-up, such as 0.3")
@@ -98,6 +104,7 @@ class HvaeConfig(LikelihoodConfig):
                 f"--latents must name one size for each of the {self.levels} --levels, got "
                 f"{self.latents!r}"
             )
+        object.__setattr__(self, "latents", ",".join(map(str, self.sizes)))
 
     @property
     def default_width(self) -> int:
@@ -128,6 +135,8 @@ class HvaeSampling(Sampling):
     def __post_init__(self):
         super().__post_init__()
         require_at_least(self, 0, "keep_levels")
+        if self.level_temperatures and self.temperature != 1.0:
+            raise ValueError("--level-temperatures stands in the place of --temperature; name one")
 
 
 class HvaeRecipe(LikelihoodRecipe):
@@ -178,7 +187,7 @@ class HvaeRecipe(LikelihoodRecipe):
         if self.guard is None or self.guard.skipped == 0:
             return []
         skipped, done, limit = self.guard.skipped, self.fit.steps_done, self.guard.limit
-        said = f"{skipped} of {done} steps were skipped, their gradient longer than {limit:g}"
+        said = f"skipped {skipped} of {done} steps, whose gradient was longer than {limit:g}"
         if 2 * skipped > done:
             said += "; that is most of them, so train again with a larger --max-gradient"
         return [said]
@@ -188,7 +197,7 @@ class HvaeRecipe(LikelihoodRecipe):
         x, stream = self.examples(part), Stream(0, self.born).at("evaluate")
         found = hierarchy_bounds(self.model, x, stream, draws)
         so_far, errors = found["kl"].cumsum(axis=1), self._errors(part)
-        bound, active = found["reconstruction"] + so_far[:, -1], self._active_units(x, found)
+        active = self._active_units(x, found)
         levels = []
         for i, shape in enumerate(self.model.latents):
             rate, rate_error = mean_and_error(found["kl"][:, i])
@@ -202,8 +211,8 @@ class HvaeRecipe(LikelihoodRecipe):
                 "cumulative_rate_nats": float(so_far[:, i].mean()),
                 "squared_error_per_dim": errors[i + 1],
             }
-            if "replaced" in found:
-                lost, lost_error = mean_and_error(found["replaced"][:, i] - bound)
+            if "removal" in found:
+                lost, lost_error = mean_and_error(found["removal"][:, i])
                 level["removal_bits_per_dim"] = bits_per_dim(lost, self.dims)
                 level["removal_bits_per_dim_standard_error"] = bits_per_dim(lost_error, self.dims)
             levels.append(level)
@@ -274,14 +283,14 @@ class HvaeRecipe(LikelihoodRecipe):
         return Sampled(x, columns=ROW if keep else None)
 
     def training_figures(self, folder: Path) -> None:
-        """The loss curve, and a picture for each level: in a row it alone is drawn anew."""
+        """The loss curve, and a picture for each level: in a row its noise alone is drawn anew."""
         super().training_figures(folder)
         stream, count = Stream(0, self.born).at("figures"), self.config.levels
         with self.ema.applied():
             for i in range(count):
                 others = [level for level in range(count) if level != i]
                 drawn = self._decode_prior(ROW * ROW, stream, (1.0,) * count, others)
-                title = f"what z{i + 1} controls: along a row it alone is drawn anew"
+                title = f"what z{i + 1} controls: along a row its noise alone is drawn anew"
                 plots.image_grid(folder / "figures" / f"level_{i + 1}.png", drawn, title, ROW)
 
     def _decode_prior(

@@ -1,31 +1,36 @@
 """What `evaluate` says of the levels of a hierarchical VAE, for people."""
 
+from textwrap import wrap
+
 LADDER, MARKOV = "ladder", "markov"
 ACTIVE = 0.01  # of a chain: the variance over the data of a dimension's posterior mean
 SQUARED_ERROR = (
-    "squared error: per pixel, pixels in [-1, 1], of reconstructions from the posterior",
-    "  means of the latents so far and the prior means of the others",
+    "squared error: per pixel, pixels in [-1, 1], of images decoded from the",
+    "  posterior means of the latents so far and the prior means of the others",
 )
 LEGENDS = {
     LADDER: (
-        "active: dimensions of the latent with a KL above 0.01 nats",
-        "rate: the level's KL; so far: the rate of all latents so far",
+        "active: the numbers of the latent whose KL is above 0.01 nats on average",
+        "rate: the KL of the level, on average; so far: the rates added up from the top",
         *SQUARED_ERROR,
-        "removal: what -ELBO rises by if that level comes from its prior, not from x",
+        "removal: what -ELBO rises by if the level comes from its prior, not from x",
     ),
     MARKOV: (
-        f"active: dimensions whose posterior mean has a variance over the data above {ACTIVE}",
-        "rate: the level's term of the KL, which below the top may be negative; so far: the",
-        "  sum of the terms, at least the rate of all latents so far",
+        "active: the numbers of the latent whose posterior mean varies from image to",
+        f"  image, with a variance above {ACTIVE}",
+        "rate: the level's term of the KL, which below the top may be negative",
+        "so far: the terms added up from the top; their true mean is not negative",
         *SQUARED_ERROR,
     ),
 }
 COLLAPSED = {
-    LADDER: "its posterior is its prior, so it says nothing about x that the levels above it do "
-    "not; train with --free-bits, or with fewer --levels",
-    MARKOV: "it says nothing about x; train with a longer --warm-up, or with fewer --levels",
+    LADDER: "its posterior is its prior, so it says nothing of an image that the levels above do "
+    "not. Train with --free-bits, or with fewer --levels",
+    MARKOV: "its posterior mean is the same for every image, or nearly so. Train with a longer "
+    "--warm-up, or with fewer --levels",
 }
-WIDTHS = (5, 10, 8, 16, 8, 15, 19)
+PAGE = 80  # columns of a terminal
+WIDTHS = (5, 10, 8, 15, 8, 15, 19)
 
 
 def level_table(result: dict) -> list[str]:
@@ -54,8 +59,13 @@ def level_table(result: dict) -> list[str]:
 
 def collapsed(result: dict) -> list[str]:
     """A warning for each level that says nothing."""
-    return [
+    warnings = [
         f"warning: level {level['level']} has collapsed: {COLLAPSED[result['kind']]}"
         for level in result["hierarchy"]
         if level["active_units"] == 0
+    ]
+    return [
+        line
+        for warning in warnings
+        for line in wrap(warning, PAGE, subsequent_indent="  ", break_on_hyphens=False)
     ]
