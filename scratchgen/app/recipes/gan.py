@@ -40,7 +40,7 @@ from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
 from scratchgen.nets.mlp import mlp
 from scratchgen.training.adversary import Rival
 from scratchgen.training.fit import batch_indices
-from scratchgen.training.optim import Adam, Optimiser, RmsProp
+from scratchgen.training.optim import Adam, Optimiser, RmsProp, warmup_cosine
 
 AUTO, MLP = "auto", "mlp"
 WGAN, PENALISED = "wgan", "wgan-gp"
@@ -178,7 +178,8 @@ class GanRecipe(Recipe):
         """Adam with a short memory of the direction; RMSProp where weights are clipped."""
         if self.config.loss == WGAN:
             return RmsProp(params, self.config.learning_rate)
-        return Adam(params, self.config.learning_rate, beta1=0.5, beta2=0.9)
+        rate = warmup_cosine(self.config.learning_rate, self.config.steps)
+        return Adam(params, rate, beta1=0.5, beta2=0.9)
 
     def loss(self, step: int, rows: slice) -> dict:
         """The generator's cost."""
