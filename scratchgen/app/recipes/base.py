@@ -64,6 +64,7 @@ class Recipe(ABC):
     sampling_type: type[Sampling] = Sampling
     shares_samples = False  # whether several processes can draw them
     draws: int  # of noise for each example in an evaluation, unless told
+    per_example = True  # whether draws are that; else they are of samples, in all
     shows = "decoder means"  # what the images of `sample` are
 
     def __init__(self, config: Config):
@@ -92,6 +93,11 @@ class Recipe(ABC):
             ema=self.ema,
         )
         self._x = self.examples(self.fitted)
+
+    @property
+    def whole(self) -> Module:
+        """All that a step of training evaluates: the model, where there is no other beside it."""
+        return self.model
 
     @abstractmethod
     def build(self) -> Module:
@@ -129,7 +135,7 @@ class Recipe(ABC):
 
         Args:
             part: the examples.
-            draws: of noise for each of them.
+            draws: of noise for each of them, or of samples in all.
         """
 
     @staticmethod

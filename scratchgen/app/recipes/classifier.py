@@ -142,7 +142,7 @@ class ClassifierRecipe(Recipe):
         Raises:
             ValueError: always.
         """
-        raise ValueError("a classifier generates nothing; sample from a vae, ddpm or vdm")
+        raise ValueError("a classifier generates nothing; sample from a generative model")
 
 
 def can_be_judged(recipe: Recipe) -> bool:

@@ -7,15 +7,15 @@ import numpy as np
 
 from scratchgen.app import gan_plots
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
-from scratchgen.app.recipes.classifier import judge_for
+from scratchgen.app.recipes.classifier import can_be_judged, judge_for
 from scratchgen.app.recipes.config import (
     CONV,
     Config,
     option,
     require_at_least,
-    require_positive,
+    require_not_negative,
 )
-from scratchgen.app.recipes.data import PLANAR, density
+from scratchgen.app.recipes.data import PLANAR, modes
 from scratchgen.core.arrays import full_like
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
@@ -23,7 +23,6 @@ from scratchgen.layers.activations import leaky_relu, relu
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm, layer_norm, tracking
 from scratchgen.layers.resampling import reshaped
-from scratchgen.maths.densities import Mixture
 from scratchgen.metrics.coverage import mode_coverage
 from scratchgen.models.gan import (
     Gan,
@@ -41,6 +40,7 @@ from scratchgen.nets.mlp import mlp
 from scratchgen.training.adversary import Rival
 from scratchgen.training.fit import batch_indices
 from scratchgen.training.optim import Adam, Optimiser, RmsProp, warmup_cosine
+from scratchgen.training.progress import say
 
 AUTO, MLP = "auto", "mlp"
 WGAN, PENALISED = "wgan", "wgan-gp"
@@ -53,6 +53,7 @@ ADVERSARIES = {
     PENALISED: Wasserstein,
 }
 ROW = 8  # images of a way from one latent to another
+ENOUGH = 10  # samples for each mode or class, below which one may be missing by chance
 WON = 0.05  # a discriminator's cost below which it tells nearly every fake from data
 
 
@@ -72,12 +73,16 @@ class GanConfig(Config):
     )
     latent: int = option(0, "size of z; 0 takes 16 for mlp, 64 for conv")
     discriminator_steps: int = option(
-        0, "k, steps of the discriminator for each of the generator; 0 takes 5 for wgan, else 1"
+        0,
+        "steps of the discriminator for each of the generator; 0 takes 5 for wgan and wgan-gp, "
+        "else 1",
     )
     penalty: float = option(
-        0.0, "weight of the gradient penalty of wgan-gp; 0 takes 10, or 0.1 for points"
+        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 0.1 for points"
     )
-    clip: float = option(0.01, "wgan keeps the critic's weights between minus and plus this")
+    clip: float = option(
+        0.0, "wgan: the critic's weights stay between minus and plus this; 0 takes 0.01"
+    )
     width: int = option(
         0, "units per hidden layer, or channels next to the image for conv; 0 takes 128, or 32"
     )
@@ -86,7 +91,9 @@ class GanConfig(Config):
     steps: int = option(3000, "steps of the generator")
     batch_size: int = option(128, "examples per step")
     learning_rate: float = option(
-        0.0, "of both optimisers, constant; 0 takes 1e-3 for points, else 2e-4, and for wgan 5e-5"
+        0.0,
+        "of both optimisers, Adam's falling to 0 along a cosine; 0 takes 1e-3 for points, else "
+        "2e-4. wgan has RMSProp, at a constant rate; 0 takes 5e-5",
     )
 
     def __post_init__(self):
@@ -94,10 +101,14 @@ class GanConfig(Config):
         if self.net == AUTO:
             object.__setattr__(self, "net", MLP if planar else CONV)
         conv, wasserstein = self.net == CONV, self.loss in (WGAN, PENALISED)
+        for name, loss in (("clip", WGAN), ("penalty", PENALISED)):
+            if getattr(self, name) and self.loss != loss:
+                raise ValueError(f"--{name} is for --loss {loss}; leave it out")
         defaults = {
             "latent": 64 if conv else 16,
             "discriminator_steps": 5 if wasserstein else 1,
-            "penalty": 0.1 if planar else 10.0,
+            "penalty": (0.1 if planar else 10.0) if self.loss == PENALISED else 0.0,
+            "clip": 0.01 if self.loss == WGAN else 0.0,
             "learning_rate": 5e-5 if self.loss == WGAN else 1e-3 if planar else 2e-4,
         }
         for name, value in defaults.items():
@@ -105,7 +116,7 @@ class GanConfig(Config):
                 object.__setattr__(self, name, value)
         super().__post_init__()
         require_at_least(self, 1, "latent", "discriminator_steps")
-        require_positive(self, "clip", "penalty")
+        require_not_negative(self, "clip", "penalty")
         if self.dropout:
             raise ValueError("--dropout is not for gan; leave it out")
         if planar and conv:
@@ -137,7 +148,7 @@ class GanRecipe(Recipe):
     sampling_type = GanSampling
     config: GanConfig
     model: Sequential
-    draws = 2500
+    draws, per_example = 2500, False
     shows = "the generator's output"
 
     def __init__(self, config: GanConfig):
@@ -149,7 +160,7 @@ class GanRecipe(Recipe):
         self.rival = Rival(
             self.gan,
             params,
-            self.optimiser(params),
+            self.optimiser(params, config.steps * config.discriminator_steps),
             self.rival_loss,
             config.batch_size,
             config.discriminator_steps,
@@ -157,6 +168,11 @@ class GanRecipe(Recipe):
             tracking,
         )
         self.fit.opponent = self.rival
+
+    @property
+    def whole(self) -> Gan:
+        """Both sides."""
+        return self.gan
 
     def build(self) -> Sequential:
         """The generator."""
@@ -174,11 +190,16 @@ class GanRecipe(Recipe):
         layers = mlp([self.dims, *[config.width] * config.depth, 1], leaky_relu).layers
         return Sequential(*layers, reshaped())
 
-    def optimiser(self, params: FlatParameters) -> Optimiser:
-        """Adam with a short memory of the direction; RMSProp where weights are clipped."""
+    def optimiser(self, params: FlatParameters, steps: int = 0) -> Optimiser:
+        """Adam with a short memory of the direction; RMSProp where weights are clipped.
+
+        Args:
+            params: of one side.
+            steps: that it takes in the whole run; 0 for those of the generator.
+        """
         if self.config.loss == WGAN:
             return RmsProp(params, self.config.learning_rate)
-        rate = warmup_cosine(self.config.learning_rate, self.config.steps)
+        rate = warmup_cosine(self.config.learning_rate, steps or self.config.steps)
         return Adam(params, rate, beta1=0.5, beta2=0.9)
 
     def loss(self, step: int, rows: slice) -> dict:
@@ -242,17 +263,16 @@ class GanRecipe(Recipe):
     def evaluate(self, part, draws: int) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
 
-        Points of a mixture are compared with its modes, images with what a small classifier of the
-        data makes of them.
+        Points of equal round normals are compared with those, images with what a small classifier
+        of the data makes of them. Other points, and images without labels, have nothing to count.
         """
         x = self.sample(draws, 0, GanSampling()).x
         found: dict = {"samples": draws}
         if part.levels is None:
-            law = density(self.config.data)
-            if isinstance(law, Mixture):
-                spread = float(np.sqrt(np.max(np.diagonal(law.covariances, axis1=-2, axis2=-1))))
-                found |= mode_coverage(x, law.means, spread)._asdict()
-            return found
+            known = modes(self.config.data)
+            return found | (mode_coverage(x, *known)._asdict() if known else {})
+        if can_be_judged(self):
+            say("training a small classifier to tell which classes the samples show")
         judge = judge_for(self)
         if judge is not None:
             found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
@@ -265,16 +285,18 @@ class GanRecipe(Recipe):
 
     @staticmethod
     def report(result: dict) -> list[str]:
-        """The same in lines; a share that is missing is said."""
-        lines = [f"{result['samples']} samples"]
+        """The same in lines; modes and classes that are missing are said."""
+        lines, n = [f"{result['samples']} samples"], result["samples"]
         if "high_quality" in result:
-            lines.append(f"modes covered: {result['covered']} of {result['modes']}")
-            lines.append(f"high-quality samples: {100 * result['high_quality']:.1f} %")
-            if result["covered"] < result["modes"]:
-                lines.append(
-                    "warning: modes are missing; the generator has collapsed on the others"
-                )
-        if "classifier_accuracy" in result:
+            covered, known = result["covered"], result["modes"]
+            lines.append(f"modes covered: {covered} of {known}")
+            lines.append(
+                f"high-quality samples, within 3 standard deviations of a mode: "
+                f"{100 * result['high_quality']:.1f} % (of data 98.9 %)"
+            )
+            if covered < known:
+                lines.append(_warning("modes are missing", n, known))
+        elif "classifier_accuracy" in result:
             lines.append(
                 f"a classifier, right on {100 * result['classifier_accuracy']:.1f} % of data:"
             )
@@ -284,10 +306,15 @@ class GanRecipe(Recipe):
                 lines.append(
                     f"  {name:8} mean confidence {confidence:.3f}, shares of classes {shares}"
                 )
-            if min(result["class_shares_of_samples"]) == 0.0:
-                lines.append(
-                    "warning: classes are missing; the generator has collapsed on the others"
-                )
+            drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
+            missing = [str(i) for i in range(len(real)) if drawn[i] == 0.0 < real[i]]
+            if missing:
+                what = f"of the data's classes {', '.join(missing)} not one sample"
+                lines.append(_warning(what, n, len(real)))
+        else:
+            lines.append(
+                "there are no modes or classes to count; --samples N adds distances from data"
+            )
         return lines
 
     def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
@@ -308,3 +335,10 @@ class GanRecipe(Recipe):
         starts = range(0, whole, count)
         x = [self.images(self.model(z[start : start + count, ...])[0]) for start in starts]
         return Sampled(np.concatenate(x)[:n], columns=ROW if options.interpolate else None)
+
+
+def _warning(what: str, n: int, kinds: int) -> str:
+    """That something is missing among n samples, and why."""
+    if n < ENOUGH * kinds:
+        return f"warning: {what}, which may be chance; --draws {ENOUGH * kinds} or more would tell"
+    return f"warning: {what}; the generator has collapsed on the others"
