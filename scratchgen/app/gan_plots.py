@@ -20,7 +20,8 @@ def course(path: Path, history: dict[str, list[float]]) -> None:
     above.set_ylabel("cost")
     above.legend(frameon=False, fontsize=8)
     below.plot(history["step"], history["gradient_norm"], color=COLOURS[0], linewidth=1)
-    below.set_yscale("log")
+    if any(norm > 0.0 for norm in history["gradient_norm"]):
+        below.set_yscale("log")
     below.set_ylabel("norm of the\ndiscriminator's gradient")
     below.set_xlabel("step of the generator")
     save(figure, path)
