@@ -65,7 +65,11 @@ class GanConfig(Config):
         ValueError: a value is outside its range, or options do not fit each other.
     """
 
-    loss: str = option("non-saturating", "what the two nets play for", tuple(ADVERSARIES))
+    loss: str = option(
+        "non-saturating",
+        "the game: what the discriminator and the generator minimise",
+        tuple(ADVERSARIES),
+    )
     net: str = option(
         AUTO,
         "conv for images (DCGAN), mlp for rows of numbers; auto takes what fits",
@@ -234,7 +238,7 @@ class GanRecipe(Recipe):
         return terms
 
     def columns(self, row: dict[str, float]) -> dict[str, float]:
-        """Every cost, in nats for the first three losses, and the norm of the last gradient."""
+        """Every cost, in nats for the first three losses, and the norm of the rival's gradient."""
         return {name: value for name, value in row.items() if name != "step"}
 
     def describe(self, row: dict[str, float]) -> str:
