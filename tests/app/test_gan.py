@@ -21,6 +21,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Scale
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm
+from scratchgen.training.fit import NotFinite
 from scratchgen.training.optim import Adam, RmsProp
 
 from support import Halves
@@ -533,7 +534,16 @@ def test_modes_that_samples_show_are_counted(data, count):
         assert result["high_quality"] == pytest.approx(good, abs=0.03)
         lines = recipe.report(result)
         assert f"modes covered: {covered} of {count}" in lines
-        assert ("collapsed" in warned(lines)) == (covered < count)
+        assert ("collapsed" in warned(lines)) == (0 < covered < count)
+        assert ("no mode is covered" in warned(lines)) == (covered == 0)
+
+
+@pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
+def test_samples_that_are_not_finite_are_not_measured(game):
+    recipe = made(**game)
+    of_constants(recipe, np.full((1, recipe.dims), np.nan))
+    with pytest.raises(NotFinite, match="samples are not finite"):
+        recipe.evaluate(some(recipe), draws=10)
 
 
 def test_the_data_themselves_cover_their_modes():

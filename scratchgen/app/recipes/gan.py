@@ -38,7 +38,7 @@ from scratchgen.models.gan import (
 from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
 from scratchgen.nets.mlp import mlp
 from scratchgen.training.adversary import Rival
-from scratchgen.training.fit import batch_indices
+from scratchgen.training.fit import NotFinite, batch_indices
 from scratchgen.training.optim import Adam, Optimiser, RmsProp, warmup_cosine
 from scratchgen.training.progress import say
 
@@ -269,8 +269,13 @@ class GanRecipe(Recipe):
 
         Points of equal round normals are compared with those, images with what a small classifier
         of the data makes of them. Other points, and images without labels, have nothing to count.
+
+        Raises:
+            NotFinite: the samples are not finite.
         """
         x = self.sample(draws, 0, GanSampling()).x
+        if not np.isfinite(x).all():
+            raise NotFinite("samples are not finite; train again at a lower --learning-rate")
         found: dict = {"samples": draws}
         if part.levels is None:
             known = modes(self.config.data)
@@ -298,7 +303,9 @@ class GanRecipe(Recipe):
                 f"high-quality samples, within 3 standard deviations of a mode: "
                 f"{100 * result['high_quality']:.1f} % (of data 98.9 %)"
             )
-            if covered < known:
+            if covered == 0:
+                lines.append("warning: no mode is covered; the generator has not learned the data")
+            elif covered < known:
                 lines.append(_warning("modes are missing", n, known))
         elif "classifier_accuracy" in result:
             lines.append(
