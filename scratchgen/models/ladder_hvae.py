@@ -204,7 +204,8 @@ class LadderHvae(Hierarchy):
         (s, _), log_ratios, kls = self._start(n, x), [], []
         for i, (level, h) in enumerate(zip(self.levels, features, strict=True)):
             if i == replaced:
-                s, ratio, kl = level.generate(s, eps[i]), zeros((n,), like=x), 0.0 * eps[i]
+                s, ratio = level.generate(s, eps[i]), zeros((n,), like=x)
+                kl = zeros(eps[i].shape, like=x)
             else:
                 s, ratio, kl = level.look(s, h, eps[i])
             log_ratios.append(ratio)

@@ -77,16 +77,20 @@ def test_log_ratios_average_to_the_kls(world):
 
 @pytest.mark.equation("ELBO-6")
 @pytest.mark.equation("HVAE-6")
+@pytest.mark.equation("VAE-10")
 @given(worlds, seeds(), st.data())
 def test_a_level_whose_posterior_is_replaced_says_nothing(world, seed, data):
     """At every noise, the bound of the model whose posterior net there returns zero residuals."""
     level = data.draw(st.integers(0, len(world.shapes) - 1))
     eps = world.noise(seed)
     x = world.repeated(len(eps[0]))
-    nll, log_ratios, _ = world.model.look(x, eps, replaced=level)
+    nll, log_ratios, kls = world.model.look(x, eps, replaced=level)
     silence(world.model, [level])
-    want_nll, want, _ = world.model.look(x, eps)
+    want_nll, want, want_kls = world.model.look(x, eps)
     h.close(nll, want_nll)
+    for kl, want_kl in zip(kls, want_kls, strict=True):
+        assert kl.shape == want_kl.shape
+        h.close(kl, want_kl)
     for i, (got, expected) in enumerate(zip(log_ratios, want, strict=True)):
         h.close(got, expected, np.abs(want_nll).max())
         assert np.any(got) == (i != level)
