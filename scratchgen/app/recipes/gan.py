@@ -75,14 +75,14 @@ class GanConfig(Config):
         "conv for images (DCGAN), mlp for rows of numbers; auto takes what fits",
         (AUTO, MLP, CONV),
     )
-    latent: int = option(0, "size of z; 0 takes 16 for mlp, 64 for conv")
+    latent: int = option(0, "size of z; 0 takes 2 for points, 64 for conv, else 16")
     discriminator_steps: int = option(
         0,
         "steps of the discriminator for each of the generator; 0 takes 5 for wgan and wgan-gp, "
         "else 1",
     )
     penalty: float = option(
-        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 0.1 for points"
+        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 1 for points"
     )
     clip: float = option(
         0.0, "wgan: the critic's weights stay between minus and plus this; 0 takes 0.01"
@@ -92,7 +92,7 @@ class GanConfig(Config):
     )
     depth: int = option(3, "hidden layers of each net; not for conv")
     dropout: float = option(0.0, "must be 0: no net of a GAN drops out here")
-    steps: int = option(3000, "steps of the generator")
+    steps: int = option(4000, "steps of the generator")
     batch_size: int = option(128, "examples per step")
     learning_rate: float = option(
         0.0,
@@ -109,9 +109,9 @@ class GanConfig(Config):
             if getattr(self, name) and self.loss != loss:
                 raise ValueError(f"--{name} is for --loss {loss}; leave it out")
         defaults = {
-            "latent": 64 if conv else 16,
+            "latent": 64 if conv else 2 if planar else 16,
             "discriminator_steps": 5 if wasserstein else 1,
-            "penalty": (0.1 if planar else 10.0) if self.loss == PENALISED else 0.0,
+            "penalty": (1.0 if planar else 10.0) if self.loss == PENALISED else 0.0,
             "clip": 0.01 if self.loss == WGAN else 0.0,
             "learning_rate": 5e-5 if self.loss == WGAN else 1e-3 if planar else 2e-4,
         }
