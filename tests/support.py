@@ -92,6 +92,19 @@ class Spy:
         return np.zeros((x.shape[0], self.width)), lambda d: np.zeros(x.shape)
 
 
+class Halves:
+    """Workers that evaluate one half of the batch after the other, as threads would."""
+
+    rank, size = 0, 1
+
+    def run(self, params, shard, batch_size):
+        parts = [shard(slice(0, batch_size // 2)), shard(slice(batch_size // 2, batch_size))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def elementwise(self, update, *vectors):
+        update(*vectors)
+
+
 def share_of_the_examples(divisor):
     """Fewer examples than the profile's, because each takes up to a few million samples."""
     return settings(max_examples=max(settings().max_examples // divisor, 1))

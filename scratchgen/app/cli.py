@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_sampling(sample)
 
-    evaluate = doors.add_parser("evaluate", help="measure a trained run in nats and bits")
+    evaluate = doors.add_parser("evaluate", help="measure a trained run")
     _add_evaluation(evaluate)
 
     info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
@@ -139,7 +139,8 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
         "--draws",
         type=int,
         metavar="K",
-        help="of noise per example: codes of a vae, times of a diffusion (default: the model's)",
+        help="of noise per example: codes of a vae, times of a diffusion; or samples of a gan, in "
+        "all (default: the model's)",
     )
     evaluate.add_argument(
         "--data", metavar="DATA", help="measure on other data that fit: a name, or a path"

@@ -150,7 +150,7 @@ def evaluate(
     Args:
         folder: the run.
         part: of the data.
-        draws: of noise for each example; the model's own number unless given.
+        draws: of noise for each example, or samples of a gan; the model's own number unless given.
         data: another data set of the same shape and levels, a name or a path.
 
     Raises:
@@ -165,7 +165,7 @@ def evaluate(
     examples = examples_of(recipe, part, data)
     if len(examples) < 2:
         raise ValueError(f"a standard error takes at least 2 examples, {part} has {len(examples)}")
-    if len(examples) * recipe.dims * draws > LONG:
+    if recipe.per_example and len(examples) * recipe.dims * draws > LONG:
         say(f"{len(examples)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
     with recipe.params.frozen():
         measures = recipe.evaluate(examples, draws)

@@ -97,14 +97,16 @@ def dissect(recipe: Recipe) -> dict:
     recipe.loss(0, batch)  # what is made once is not a step's
     meter = _Meter(recipe.born)
     with meter.running():
-        start, rows = meter.now(), _Rows(recipe.model, meter)
+        start, rows = meter.now(), _Rows(recipe.whole, meter)
         with observed(rows.note):
             recipe.loss(0, batch)
-    rows.add_loose(recipe.model)
+    rows.add_loose(recipe.whole)
     recipe.params.grad[...] = 0.0
     return {
         "layers": rows.rows,
-        "parameters": recipe.params.theta.shape[0],
+        "parameters": sum(
+            {id(p): prod(p.shape) for _, p in recipe.whole.named(Parameter)}.values()
+        ),
         "batch_size": recipe.config.batch_size,
         "peak_bytes": meter.most - start,
     }

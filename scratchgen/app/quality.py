@@ -7,7 +7,7 @@ import numpy as np
 
 from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
-from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
+from scratchgen.app.recipes.classifier import MEASURED, ClassifierRecipe, can_be_judged, judge_for
 from scratchgen.app.recipes.data import PLANAR, load
 from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
@@ -16,28 +16,6 @@ from scratchgen.metrics.coverage import class_score
 from scratchgen.metrics.samples import LEAST, compare
 from scratchgen.training.fit import NotFinite
 from scratchgen.training.progress import say
-
-MEASURED = ("data", "size", "colour", "crop", "hold_out")  # what a judge shares with the run
-
-
-def can_be_judged(recipe: Recipe) -> bool:
-    """Whether a run's data have classes to tell apart."""
-    return recipe.config.data not in PLANAR and len(np.unique(recipe.fitted.labels)) > 1
-
-
-def judge_for(recipe: Recipe) -> ClassifierRecipe | None:
-    """The small classifier of a run's own data, trained here and now with seed 0.
-
-    Returns:
-        The judge, or None where the data have no classes to tell apart.
-    """
-    if not can_be_judged(recipe):
-        return None
-    shared = {name: getattr(recipe.config, name) for name in MEASURED}
-    judge = ClassifierRecipe(ClassifierConfig(**shared))
-    judge.fit.until(judge.config.steps, quiet=True)
-    judge.params.theta = judge.ema.average
-    return judge
 
 
 def require_same_data(judge: Recipe, recipe: Recipe) -> ClassifierRecipe:

@@ -66,7 +66,7 @@ def crew(recipe: Recipe, sharing: Sharing) -> Crew:
     """
     asked, most = sharing.workers, recipe.config.batch_size
     reasons = [*obstacles(recipe, sharing)]
-    if any(recipe.model.named(BatchNorm)):
+    if any(recipe.whole.named(BatchNorm)):
         reasons.append(BATCH_NORM)
     if not isinstance(asked, int):
         number = 1 if reasons else max(1, min(cores(), _worth(recipe)))

@@ -9,6 +9,7 @@ A checkpoint is one .npz archive of plain arrays (numpy.load opens it; nothing i
     ema/NAME             what the average's state() returned
     control/NAME         what the control of the KL terms' state() returned
     guard/NAME           what the guard against large gradients' state() returned
+    opponent/NAME        what the opponent's state() returned
     step                 the number of steps taken
     history/NAME         (rows,) the logged values, one row an interval
     pending/NAME         the running sums of the interval that was cut

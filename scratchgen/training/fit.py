@@ -11,26 +11,24 @@ finite, checkpoints, and a state from which the run continues bit for bit.
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from scratchgen.core.arrays import namespace, to_host
-from scratchgen.core.module import FlatParameters, Module, observed
+from scratchgen.core.arrays import to_host
+from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.parallel import Solo, Workers
 from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
-from scratchgen.training.optim import Adam, Ema
+from scratchgen.training.batch import NotFinite, batch_means, broken
+from scratchgen.training.optim import Ema, Optimiser
 from scratchgen.training.progress import interrupts, progress
 
 SAVE_EVERY_SECONDS = 60.0
-
-
-class NotFinite(ArithmeticError):
-    """A number was not finite; for a loss the message names step, term and layer."""
 
 
 def batch_indices(stream: Stream, n: int, batch_size: int, step: int) -> np.ndarray:
@@ -78,6 +76,19 @@ class Guard(Kept, Protocol):
         """Whether to learn from params.grad."""
 
 
+class Opponent(Kept, Protocol):
+    """Who learns before each step of the run, such as the discriminator of a GAN.
+
+    Its state must be all that `advance` changes: if a step fails, the opponent is put back too.
+    """
+
+    def advance(self, step: int, workers: Workers) -> dict[str, float]:
+        """Learn against the model as it stands; returns the batch means of its own terms."""
+
+    def broken(self) -> str | None:
+        """What of it is not finite, such as "parameter layers.0.weight", or None."""
+
+
 class Fit:
     """One training run: model, vector, optimiser and what has been logged so far.
 
@@ -96,13 +107,15 @@ class Fit:
         control: sees every step's means, such as `kl_control.KlControl`; its weights go into loss.
         guard: sees every gradient, such as `kl_control.SpikeGuard`. A step that it refuses is done
             and logged like any other, but parameters, optimiser and average stay as they were.
+        opponent: learns before each step, such as `adversary.Rival`; its terms are logged
+            beside the run's own, which have other names, and control sees both.
     """
 
     def __init__(
         self,
         module: Module,
         params: FlatParameters,
-        optimiser: Adam,
+        optimiser: Optimiser,
         loss: Callable[[int, slice], dict],
         batch_size: int,
         every: int = 50,
@@ -111,11 +124,13 @@ class Fit:
         within: Callable[[], AbstractContextManager] = nullcontext,
         control: Control | None = None,
         guard: Guard | None = None,
+        opponent: Opponent | None = None,
     ):
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
         self.workers: Workers = workers or Solo()
         self.within, self.control, self.guard = within, control, guard
+        self.opponent = opponent
         self.steps_done = 0
         self.history: dict[str, list[float]] = {}
         self._sums: dict[str, float] = {}
@@ -124,22 +139,30 @@ class Fit:
         """One step of training.
 
         Raises:
-            NotFinite: a term was not finite. Parameters and buffers are as before the step.
+            NotFinite: a term was not finite. Then, as after any other error in evaluating the
+                step, parameters, buffers and the opponent are as before it.
+            ValueError: a term of the opponent has the name of one of the run's own.
         """
         step = self.steps_done
-        buffers = {name: 1.0 * buffer.value for name, buffer in self.params.buffers.items()}
-        with self.within():
-            terms = self.workers.run(
-                self.params, lambda rows: self.loss(step, rows), self.batch_size
+        with self._undone_on_error():
+            theirs = self.opponent.advance(step, self.workers) if self.opponent else {}
+            for name, mean in theirs.items():
+                if not isfinite(mean):
+                    what = f"step {step + 1}: the opponent's term {name!r} is {mean}"
+                    raise NotFinite(f"{what}. Try a smaller learning rate for it")
+            means = batch_means(
+                self.module,
+                self.params,
+                partial(self.loss, step),
+                self.batch_size,
+                self.workers,
+                self.within,
+                f"step {step + 1}",
             )
-        means = {name: _mean(term) for name, term in terms.items()}
-        for name, mean in means.items():
-            if not isfinite(mean):
-                message = self._diagnosis(step, name, mean)
-                self.params.grad[...] = 0.0
-                for kept, value in buffers.items():
-                    self.params.buffers[kept].value = value
-                raise NotFinite(message)
+            if not theirs.keys().isdisjoint(means):
+                names = f"{list(means)} and {list(theirs)}"
+                raise ValueError(f"the run's terms and its opponent's share a name, got {names}")
+        means |= theirs
         if self.guard is None or self.guard.admits(self.params):
             self.optimiser.step(self.workers)
             if self.ema is not None:
@@ -156,6 +179,22 @@ class Fit:
             for name, total in self._sums.items():
                 self._log(name, total / self.every)
             self._sums = {}
+
+    @contextmanager
+    def _undone_on_error(self):
+        """Within, an error puts buffers and opponent back; parameters have not changed yet."""
+        buffers = {name: 1.0 * buffer.value for name, buffer in self.params.buffers.items()}
+        theirs = self.opponent.state() if self.opponent else {}
+        theirs = {name: 1 * value for name, value in theirs.items()}  # a copy
+        try:
+            yield
+        except BaseException:
+            self.params.grad[...] = 0.0
+            for name, value in buffers.items():
+                self.params.buffers[name].value = value
+            if self.opponent:
+                self.opponent.restore(theirs)
+            raise
 
     def until(
         self,
@@ -206,12 +245,8 @@ class Fit:
 
     def broken(self) -> str | None:
         """The name of a parameter or buffer that is not finite, or None."""
-        for name, buffer in self.params.buffers.items():
-            xp = namespace(buffer.value)
-            if not bool(xp.all(xp.isfinite(buffer.value))):
-                return f"buffer {name}"
-        parameter = self.params.first_nonfinite()
-        return f"parameter {parameter}" if parameter else None
+        theirs = self.opponent.broken() if self.opponent else None
+        return broken(self.params) or (f"the opponent's {theirs}" if theirs else None)
 
     @property
     def last_row(self) -> dict[str, float]:
@@ -250,7 +285,7 @@ class Fit:
         asarray = self.params.backend.asarray
         for group, target in self._kept().items():
             state = _group(arrays, group)
-            if set(state) != set(target.state() if target else ()):
+            if _shapes(state) != _shapes(target.state() if target else {}):
                 raise checkpoint.CheckpointError(f"{path} was saved with another {group} setting")
             if target is not None:
                 target.restore({k: asarray(v) if v.ndim else v.item() for k, v in state.items()})
@@ -261,38 +296,16 @@ class Fit:
 
     def _kept(self) -> dict[str, Kept | None]:
         """Group of a checkpoint's arrays -> whose state they are, if the run has one."""
-        parts = {"optimiser": self.optimiser, "ema": self.ema}
-        return {**parts, "control": self.control, "guard": self.guard}
+        return {
+            "optimiser": self.optimiser,
+            "ema": self.ema,
+            "control": self.control,
+            "guard": self.guard,
+            "opponent": self.opponent,
+        }
 
     def _log(self, name: str, value: float) -> None:
         self.history.setdefault(name, []).append(value)
-
-    def _diagnosis(self, step: int, term: str, mean: float) -> str:
-        what = f"step {step + 1}: the loss term {term!r} is {mean}"
-        parameter = self.params.first_nonfinite()
-        if parameter:
-            return f"{what}; parameter {parameter} is not finite, so an earlier update broke it"
-        layer = self._first_nonfinite_layer(step)
-        where = f"first in the output of layer {layer}" if layer else "behind the last layer"
-        return f"{what}; the value stops being finite {where}. Try a smaller learning rate"
-
-    def _first_nonfinite_layer(self, step: int) -> str | None:
-        names = {id(module): name for name, module in self.module.named(Module)}
-        found: list[str] = []
-
-        def look(parent: Module, name: str, layer, y) -> None:
-            xp = namespace(y)
-            if not found and not bool(xp.all(xp.isfinite(y))):
-                found.append(f"{names.get(id(parent), '')}.{name}".lstrip("."))
-
-        with observed(look), self.params.frozen():  # alone, so that "first" has a meaning
-            Solo().run(self.params, lambda rows: self.loss(step, rows), self.batch_size)
-        return found[0] if found else None
-
-
-def _mean(term) -> float:
-    """The same as the library's mean, whose many cases are felt where steps are short."""
-    return float(namespace(term).sum(term)) / term.shape[0]
 
 
 def restore_parameters(
@@ -316,6 +329,10 @@ def restore_parameters(
     params.changed()
     for name, buffer in params.buffers.items():
         buffer.value = params.backend.asarray(buffers[name])
+
+
+def _shapes(state: dict) -> dict[str, tuple]:
+    return {name: getattr(value, "shape", ()) for name, value in state.items()}
 
 
 def _group(arrays: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:

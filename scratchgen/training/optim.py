@@ -1,5 +1,6 @@
-"""Adam, weight averages, gradient clipping and learning-rate schedules, on one flat vector."""
+"""Adam, RMSProp, weight averages, gradient clipping and learning rates, on one flat vector."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
 from math import cos, pi, sqrt
@@ -12,20 +13,70 @@ from scratchgen.core.twins import readable
 SOLO = Solo()
 
 
-class Adam:
+class Optimiser(ABC):
+    """Changes θ in place, from its gradient and from what is remembered of earlier ones.
+
+    Args:
+        params: the vector to train and its gradient.
+        lr: learning rate, a number or a function of the step count 0, 1, 2, ...
+        tiny: keeps the division finite.
+        names: of the vectors that are remembered; they begin at zero.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    def __init__(
+        self, params: FlatParameters, lr: float | Callable[[int], float], tiny: float, *names: str
+    ):
+        if not callable(lr) and not lr > 0.0:
+            raise ValueError(f"the learning rate must be positive, got {lr}")
+        if not tiny > 0.0:
+            raise ValueError(f"tiny must be positive, got {tiny}")
+        self.params, self.tiny, self.steps = params, tiny, 0
+        self.lr = lr if callable(lr) else lambda step: lr
+        zeros_like = namespace(params.theta).zeros_like
+        self.memory = {name: zeros_like(params.theta) for name in names}
+
+    def step(self, workers: Workers = SOLO) -> None:
+        """One update from `params.grad`, which is consumed: it is zero afterwards.
+
+        Args:
+            workers: who shares the work.
+        """
+        lr = self.lr(self.steps)
+        self.steps += 1
+        update = self.update(lr)
+        workers.elementwise(update, self.params.theta, self.params.grad, *self.memory.values())
+        self.params.changed()
+
+    @abstractmethod
+    def update(self, lr: float) -> Callable[..., None]:
+        """(θ, g, *memory) -> None: the step that has just been counted, in place, with g ← 0."""
+
+    def state(self) -> dict:
+        """What a checkpoint must hold: the vectors that are remembered and the step count."""
+        return {**self.memory, "steps": self.steps}
+
+    def restore(self, state: dict) -> None:
+        """Continue from what `state` returned."""
+        for name, vector in self.memory.items():
+            vector[...] = self.params.backend.asarray(state[name])
+        self.steps = int(state["steps"])
+
+
+class Adam(Optimiser):
     """Adam, and AdamW where weight_decay > 0.
 
         m ← β₁ m + (1-β₁) g          v ← β₂ v + (1-β₂) g²
         θ ← θ (1 - lr λ) - lr m̂ / (√v̂ + tiny),   m̂ = m/(1-β₁ᵗ),  v̂ = v/(1-β₂ᵗ)
 
     The vectors kept are m/(1-β₁) and v/(1-β₂), and the bias corrections are folded into two
-    numbers, which saves passes over memory. θ changes in place.
+    numbers, which saves passes over memory.
 
     Args:
-        params: the vector to train and its gradient.
-        lr: learning rate, a number or a function of the step count 0, 1, 2, ...
+        params, lr, tiny: as for `Optimiser`.
         beta1, beta2: decay of the two averages, in [0, 1).
-        tiny: keeps the division finite.
         weight_decay: λ ≥ 0, decoupled from the gradient; applies to every parameter.
 
     Raises:
@@ -43,26 +94,16 @@ class Adam:
         tiny: float = 1e-8,
         weight_decay: float = 0.0,
     ):
+        super().__init__(params, lr, tiny, "m", "v")
         if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {beta1} and {beta2}")
-        if not callable(lr) and not lr > 0.0:
-            raise ValueError(f"the learning rate must be positive, got {lr}")
-        if weight_decay < 0.0 or tiny <= 0.0:
-            raise ValueError(f"need weight_decay ≥ 0 and tiny > 0, got {weight_decay} and {tiny}")
-        self.params, self.beta1, self.beta2 = params, beta1, beta2
-        self.lr = lr if callable(lr) else lambda step: lr
-        self.tiny, self.weight_decay = tiny, weight_decay
-        zeros_like = namespace(params.theta).zeros_like
-        self.m, self.v, self.steps = zeros_like(params.theta), zeros_like(params.theta), 0
+        if weight_decay < 0.0:
+            raise ValueError(f"the weight decay must not be negative, got {weight_decay}")
+        self.m, self.v = self.memory.values()
+        self.beta1, self.beta2, self.weight_decay = beta1, beta2, weight_decay
 
-    def step(self, workers: Workers = SOLO) -> None:
-        """One update from `params.grad`, which is consumed: it is zero afterwards.
-
-        Args:
-            workers: who shares the work.
-        """
-        lr = self.lr(self.steps)
-        self.steps += 1
+    def update(self, lr: float) -> Callable[..., None]:
+        """(θ, g, m, v) -> None: decay, then `adam`."""
         root = sqrt((1.0 - self.beta2) / (1.0 - self.beta2**self.steps))
         rate = lr * (1.0 - self.beta1) / (1.0 - self.beta1**self.steps) / root
         decay, tiny = 1.0 - lr * self.weight_decay, self.tiny / root
@@ -72,16 +113,7 @@ class Adam:
                 theta *= decay
             adam(theta, g, m, v, self.beta1, self.beta2, rate, tiny)
 
-        workers.elementwise(update, self.params.theta, self.params.grad, self.m, self.v)
-        self.params.changed()
-
-    def state(self) -> dict:
-        """What a checkpoint must hold: the two averages and the step count."""
-        return {"m": self.m, "v": self.v, "steps": self.steps}
-
-    def restore(self, state: dict) -> None:
-        """Continue from what `state` returned."""
-        self.m[...], self.v[...], self.steps = state["m"], state["v"], int(state["steps"])
+        return update
 
 
 @readable
@@ -106,6 +138,54 @@ def adam(theta, g, m, v, beta1: float, beta2: float, rate: float, tiny: float) -
     g *= rate
     theta -= g
     g[...] = 0.0
+
+
+class RmsProp(Optimiser):
+    """RMSProp: gradients over their root mean square, without momentum.
+
+        v ← ρ v + (1-ρ) g²          θ ← θ - lr g / (√v + tiny)
+
+    v begins at 0 and nothing corrects for that: the first step is lr/√(1-ρ) long in every entry.
+    The vector kept is v/(1-ρ), as in `Adam`.
+
+    Args:
+        params, lr, tiny: as for `Optimiser`.
+        rho: ρ, the decay of the average, in [0, 1); its authors used 0.9.
+
+    Raises:
+        ValueError: a number is outside its range.
+
+    Source: [Tieleman 2012]
+    """
+
+    def __init__(
+        self,
+        params: FlatParameters,
+        lr: float | Callable[[int], float] = 1e-3,
+        rho: float = 0.99,
+        tiny: float = 1e-8,
+    ):
+        super().__init__(params, lr, tiny, "v")
+        if not 0.0 <= rho < 1.0:
+            raise ValueError(f"rho must lie in [0, 1), got {rho}")
+        self.v, self.rho = self.memory["v"], rho
+
+    def update(self, lr: float) -> Callable[..., None]:
+        """(θ, g, v) -> None: v ← ρ v + g²,  θ ← θ - rate g/(√v + tiny),  g ← 0."""
+        root = sqrt(1.0 - self.rho)
+        rate, tiny = lr / root, self.tiny / root
+
+        def update(theta, g, v) -> None:
+            v *= self.rho
+            v += g * g
+            spread = namespace(v).sqrt(v)
+            spread += tiny
+            g /= spread  # the gradient's vector holds the update now
+            g *= rate
+            theta -= g
+            g[...] = 0.0
+
+        return update
 
 
 class Ema:

@@ -226,7 +226,7 @@ def test_other_refusals(run, tmp_path, capsys):
     ("name", "content", "what"),
     [
         ("config.json", b"{", "cannot be used"),
-        ("config.json", b'{"model": "gan"}', "must name a model"),
+        ("config.json", b'{"model": "oracle"}', "must name a model"),
         ("config.json", b'{"model": ["vae"]}', "must name a model"),
         ("config.json", b'{"model": "vae", "steps": 3}', "exactly the options"),
         ("checkpoint.npz", b"PK", "damaged"),

@@ -43,7 +43,7 @@ def recipe(
         born=SimpleNamespace(name=backend),
         name="model",
         shares_samples=shares,
-        model=Sequential(Linear(1, 1), *layers),
+        whole=Sequential(Linear(1, 1), *layers),
     )
 
 

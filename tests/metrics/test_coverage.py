@@ -1,17 +1,20 @@
 """metrics/coverage.py."""
 
 from itertools import combinations
-from math import comb
+from math import comb, exp
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from scratchgen.metrics.coverage import class_score, coverage, coverages
+from scratchgen.core.streams import Stream
+from scratchgen.maths.planar import eight_gaussians, grid
+from scratchgen.metrics.coverage import Modes, class_score, coverage, coverages, mode_coverage
 from scratchgen.testing.strategies import seeds
 
-from support import normals, share_of_the_examples
+from support import NUMPY, normals, share_of_the_examples
 
 score = pytest.mark.equation("MET-2")
 counts, ks = st.integers(5, 12), st.integers(1, 4)
@@ -131,6 +134,120 @@ def test_k_lies_below_the_number_of_points():
         coverage(many, many[:, :1])
     with pytest.raises(ValueError, match="N ≥ 2"):
         coverage(many, many[:1])
+
+
+# modes
+
+CORNERS = np.asarray([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0], [8.0, 8.0]])
+
+
+def at_modes(*counts) -> np.ndarray:
+    """So many points at each of the corners, and as many as are missing from 80 far away."""
+    known = np.repeat(CORNERS, counts, axis=0)
+    return np.concatenate([known, np.full((80 - len(known), 2), 100.0)])
+
+
+@pytest.mark.parametrize(
+    ("counts", "covered"),
+    [
+        ((20, 20, 20, 20), 4),
+        ((74, 2, 2, 2), 4),  # a fair share is 20 of 80, whether they are good or not
+        ((75, 2, 2, 1), 3),
+        ((76, 2, 1, 1), 2),
+        ((2, 2, 2, 2), 4),
+        ((1, 1, 1, 1), 0),
+        ((80, 0, 0, 0), 1),
+        ((0, 0, 0, 0), 0),
+    ],
+)
+def test_a_mode_is_covered_from_a_tenth_of_its_fair_share_on(counts, covered):
+    found = mode_coverage(at_modes(*counts), CORNERS, spread=0.5)
+    assert found == Modes(covered, 4, sum(counts) / 80)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_tenth_of_any_number_is_met_exactly(tenth, modes):
+    """In floating point 0.1 · 30 is more than 3."""
+    means = 10.0 * np.arange(modes)[:, None]
+    for count, covered in ((tenth, modes), (tenth - 1, 0)):
+        rest = np.full((modes * (10 * tenth - count), 1), -100.0)
+        points = np.concatenate([np.repeat(means, count, axis=0), rest])
+        assert mode_coverage(points, means, 1.0).covered == covered
+
+
+@given(seeds(), st.floats(0.1, 2.0), st.floats(0.5, 4.0), st.integers(1, 4))
+def test_a_point_is_good_up_to_the_radius_in_any_direction(seed, spread, radius, dims):
+    step = normals(seed, 50, dims)
+    step *= spread * radius / np.linalg.norm(step, axis=1, keepdims=True)
+    mean = normals(seed + 1, 1, dims)
+    for size, good in ((1.0 - 1e-9, 1.0), (1.0 + 1e-9, 0.0)):
+        found = mode_coverage(mean + size * step, mean, spread, radius)
+        assert found == Modes(int(good), 1, good)
+
+
+def column(*values) -> np.ndarray:
+    """(N, 1): places on a line."""
+    return np.asarray(values)[:, None]
+
+
+def test_the_radius_is_three_standard_deviations_unless_told():
+    points, mode = column(3.0, 3.0 + 1e-12), column(0.0)
+    assert mode_coverage(points, mode, 1.0) == Modes(1, 1, 0.5)
+    assert mode_coverage(points, mode, 1.0, radius=4.0).high_quality == 1.0
+    assert mode_coverage(2.0 * points, mode, 2.0).high_quality == 0.5
+
+
+def test_a_point_between_modes_counts_once_for_the_first():
+    between = column(*30 * [1.0])
+    for means in (column(0.0, 2.0, 50.0), column(2.0, 0.0, 50.0), column(50.0, 0.0, 2.0)):
+        assert mode_coverage(between, means, 1.0) == Modes(1, 3, 1.0)
+    for nearer, covered in ((1, 1), (3, 2)):  # of 30 points, where a tenth of a share is 1.5
+        between[-nearer:] = 1.0 + 1e-9
+        assert mode_coverage(between, column(0.0, 2.0), 1.0) == Modes(covered, 2, 1.0)
+
+
+@given(seeds(), st.integers(1, 3), st.integers(1, 6), st.floats(0.1, 10.0))
+def test_order_rotation_shift_and_scale_leave_modes_as_they_are(seed, dims, modes, scale):
+    means, points = 2.0 * normals(seed, modes, dims), 2.0 * normals(seed + 1, 60, dims)
+    found = mode_coverage(points, means, 0.4)
+    stream = Stream(seed, NUMPY)
+    rows, places = stream.at("rows").permutation(60), stream.at("places").permutation(modes)
+    assert mode_coverage(points[rows], means[places], 0.4) == found
+    axes, c = np.linalg.qr(normals(seed + 2, dims, dims))[0], normals(seed + 3, dims)
+    moved = (scale * (x @ axes + c) for x in (points, means))
+    assert mode_coverage(*moved, 0.4 * scale) == found
+    assert mode_coverage(points.astype(np.float32), means, 0.4).modes == modes
+
+
+@share_of_the_examples(5)
+@given(seeds())
+@pytest.mark.parametrize(
+    ("world", "modes", "spread"), [(eight_gaussians, 8, 0.02**0.5), (grid, 25, 0.1)]
+)
+def test_a_real_sample_covers_every_mode_and_all_but_one_in_ninety_is_good(
+    world, modes, spread, seed
+):
+    """P(‖ε‖ > 3) = e^(-9/2) in the plane; wrong at most once in 10⁹ samples of a mixture.
+
+    Points that lie beyond 3 standard deviations of their own mode and near another are rarer than
+    that: the modes are 10 apart.
+    """
+    law, n = world(NUMPY), 4000
+    found = mode_coverage(law.sample(n, Stream(seed, NUMPY).at("x")), law.means, spread)
+    assert (found.covered, found.modes) == (modes, modes)
+    good, p = round(found.high_quality * n), 1.0 - exp(-4.5)
+    assert p == pytest.approx(0.989, abs=5e-4)
+    assert binom.ppf(5e-10, n, p) <= good <= binom.isf(5e-10, n, p)
+
+
+def test_what_modes_cannot_be_counted_of_is_refused():
+    x = normals(0, 4, 2)
+    for points, means in ((x, x[0]), (x[0], x), (x, x[:, :1]), (x[:0], x), (x, x[:0])):
+        with pytest.raises(ValueError, match="need points .N, D. and means .K, D., got"):
+            mode_coverage(points, means, 1.0)
+    for spread, radius in ((0.0, 3.0), (-1.0, 3.0), (1.0, 0.0), (float("nan"), 3.0)):
+        with pytest.raises(ValueError, match="spread and radius must be positive"):
+            mode_coverage(x, x, spread, radius)
 
 
 # class score

@@ -18,9 +18,9 @@ from scratchgen.testing.strategies import seeds
 from scratchgen.training.checkpoint import CheckpointError, load, save
 from scratchgen.training.fit import Fit, NotFinite, batch_indices
 from scratchgen.training.kl_control import KlControl, SpikeGuard
-from scratchgen.training.optim import Adam, Ema
+from scratchgen.training.optim import Adam, Ema, RmsProp
 
-from support import BACKENDS, NAMES, NUMPY, bound, host
+from support import BACKENDS, NAMES, NUMPY, Halves, bound, host
 
 BATCH = 4
 
@@ -43,7 +43,7 @@ def make(born=NUMPY, every=3, spoil=None):
         x = noise.at("x").normal((rows.stop - rows.start, 3))
         if spoil is not None and step == spoil:
             x = x * float("inf")
-        net.seen.value = net.seen.value + x[0, :1]
+        net.seen.value += x[0, :1]
         y, pullback = net(x)
         pullback(2.0 * y / BATCH)
         return {"square": y[:, 0] ** 2, "zero": 0.0 * y[:, 0]}
@@ -232,6 +232,10 @@ def test_another_model_is_refused(tmp_path):
     without_average.ema = None
     with pytest.raises(CheckpointError, match="another ema setting"):
         without_average.restore(tmp_path / "c.npz")
+    other_optimiser = make()
+    other_optimiser.optimiser = RmsProp(other_optimiser.params)
+    with pytest.raises(CheckpointError, match="another optimiser setting"):
+        other_optimiser.restore(tmp_path / "c.npz")
 
 
 def test_progress_is_one_line_per_interval_where_there_is_no_terminal(capsys):
@@ -307,19 +311,6 @@ class Levels(Sequential):
     def __init__(self):
         super().__init__(Linear(3, 5), tanh, Linear(5, 2))
         self.seen = Buffer((1,), zero_values)
-
-
-class Halves:
-    """Workers that evaluate one half of the batch after the other, as threads would."""
-
-    rank, size = 0, 1
-
-    def run(self, params, shard, batch_size):
-        parts = [shard(slice(0, batch_size // 2)), shard(slice(batch_size // 2, batch_size))]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def elementwise(self, update, *vectors):
-        update(*vectors)
 
 
 BROKEN = {4: 1e6, 9: float("nan"), 20: 1e6, 31: float("inf")}  # what gradients are multiplied by

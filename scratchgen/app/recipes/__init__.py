@@ -7,13 +7,22 @@ from scratchgen.app.recipes.autoencoder import AutoencoderRecipe
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import ClassifierRecipe
 from scratchgen.app.recipes.ddpm import DdpmRecipe
+from scratchgen.app.recipes.gan import GanRecipe
 from scratchgen.app.recipes.hvae import HvaeRecipe
 from scratchgen.app.recipes.vae import VaeRecipe
 from scratchgen.app.recipes.vdm import VdmRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     kind.name: kind
-    for kind in (VaeRecipe, HvaeRecipe, AutoencoderRecipe, DdpmRecipe, VdmRecipe, ClassifierRecipe)
+    for kind in (
+        VaeRecipe,
+        HvaeRecipe,
+        GanRecipe,
+        AutoencoderRecipe,
+        DdpmRecipe,
+        VdmRecipe,
+        ClassifierRecipe,
+    )
 }
 
 

@@ -16,7 +16,7 @@ from scratchgen.metrics.likelihood import at_once
 from scratchgen.training import checkpoint
 from scratchgen.training.checkpoint import CheckpointError
 from scratchgen.training.fit import Fit, batch_indices, restore_parameters
-from scratchgen.training.optim import Adam, Ema, warmup_cosine
+from scratchgen.training.optim import Adam, Ema, Optimiser, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Recipe(ABC):
     sampling_type: type[Sampling] = Sampling
     shares_samples = False  # whether several processes can draw them
     draws: int  # of noise for each example in an evaluation, unless told
+    per_example = True  # whether draws are that; else they are of samples, in all
     shows = "decoder means"  # what the images of `sample` are
 
     def __init__(self, config: Config):
@@ -81,13 +82,11 @@ class Recipe(ABC):
         self.at_once = at_once(self.shape)  # examples to evaluate together
         self.model = self.build()
         self.params = FlatParameters(self.model, self.stream.at("initial"))
-        warmup = min(100, config.steps // 10)
-        optimiser = Adam(self.params, warmup_cosine(config.learning_rate, config.steps, warmup))
         self.ema = Ema(self.params, config.ema)
         self.fit = Fit(
             self.model,
             self.params,
-            optimiser,
+            self.optimiser(self.params),
             self.loss,
             config.batch_size,
             every=max(1, config.steps // 100),
@@ -95,9 +94,20 @@ class Recipe(ABC):
         )
         self._x = self.examples(self.fitted)
 
+    @property
+    def whole(self) -> Module:
+        """All that a step of training evaluates: the model, where there is no other beside it."""
+        return self.model
+
     @abstractmethod
     def build(self) -> Module:
         """The model of the configuration."""
+
+    def optimiser(self, params: FlatParameters) -> Optimiser:
+        """Who updates the parameters: Adam at a rate that rises a little, then falls to 0."""
+        config = self.config
+        warmup = min(100, config.steps // 10)
+        return Adam(params, warmup_cosine(config.learning_rate, config.steps, warmup))
 
     @abstractmethod
     def loss(self, step: int, rows: slice) -> dict:
@@ -125,7 +135,7 @@ class Recipe(ABC):
 
         Args:
             part: the examples.
-            draws: of noise for each of them.
+            draws: of noise for each of them, or of samples in all.
         """
 
     @staticmethod

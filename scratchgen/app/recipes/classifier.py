@@ -15,6 +15,8 @@ from scratchgen.metrics.classifier import Classifier, weight_hash
 from scratchgen.metrics.likelihood import in_batches, mean_and_error
 from scratchgen.nets.convnet import SMALLEST, conv_classifier
 
+MEASURED = ("data", "size", "colour", "crop", "hold_out")  # what a judge shares with the run
+
 
 @dataclass(frozen=True)
 class ClassifierConfig(Config):
@@ -140,4 +142,24 @@ class ClassifierRecipe(Recipe):
         Raises:
             ValueError: always.
         """
-        raise ValueError("a classifier generates nothing; sample from a vae, ddpm or vdm")
+        raise ValueError("a classifier generates nothing; sample from a generative model")
+
+
+def can_be_judged(recipe: Recipe) -> bool:
+    """Whether a run's data have classes to tell apart."""
+    return recipe.config.data not in PLANAR and len(np.unique(recipe.fitted.labels)) > 1
+
+
+def judge_for(recipe: Recipe) -> ClassifierRecipe | None:
+    """The small classifier of a run's own data, trained here and now with seed 0.
+
+    Returns:
+        The judge, or None where the data have no classes to tell apart.
+    """
+    if not can_be_judged(recipe):
+        return None
+    shared = {name: getattr(recipe.config, name) for name in MEASURED}
+    judge = ClassifierRecipe(ClassifierConfig(**shared))
+    judge.fit.until(judge.config.steps, quiet=True)
+    judge.params.theta = judge.ema.average
+    return judge

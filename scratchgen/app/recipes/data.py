@@ -100,6 +100,20 @@ def density(name: str) -> Density:
     return PLANAR[name]()
 
 
+def modes(name: str) -> tuple[np.ndarray, float] | None:
+    """Where the modes of a planar set lie (K, 2), and their standard deviation.
+
+    None unless it is drawn from normals of equal weight that are round and of one size.
+    """
+    law = density(name)
+    if type(law) is not Mixture:  # the normals of a curve are nodes of an integral
+        return None
+    variance = law.covariances[0, 0, 0]
+    alike = np.all(law.weights == law.weights[0])
+    round_ = np.all(law.covariances == variance * np.eye(law.dims))
+    return (law.means, float(np.sqrt(variance))) if alike and round_ else None
+
+
 @cache
 def _drawn(name: str) -> np.ndarray:
     """All points of a planar set, the same in every run."""

@@ -1,0 +1,355 @@
+"""`train gan`: generators that play against a discriminator, on points of the plane or images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scratchgen.app import gan_plots
+from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
+from scratchgen.app.recipes.classifier import can_be_judged, judge_for
+from scratchgen.app.recipes.config import (
+    CONV,
+    Config,
+    option,
+    require_at_least,
+    require_not_negative,
+)
+from scratchgen.app.recipes.data import PLANAR, modes
+from scratchgen.core.arrays import full_like
+from scratchgen.core.module import FlatParameters
+from scratchgen.core.streams import Stream
+from scratchgen.layers.activations import leaky_relu, relu
+from scratchgen.layers.combinators import Sequential
+from scratchgen.layers.normalisation import BatchNorm, layer_norm, tracking
+from scratchgen.layers.resampling import reshaped
+from scratchgen.metrics.coverage import mode_coverage
+from scratchgen.models.gan import (
+    Gan,
+    KlDivergence,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Wasserstein,
+    clip,
+    gradient_penalty,
+    interpolate_normal,
+)
+from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
+from scratchgen.nets.mlp import mlp
+from scratchgen.training.adversary import Rival
+from scratchgen.training.fit import NotFinite, batch_indices
+from scratchgen.training.optim import Adam, Optimiser, RmsProp, warmup_cosine
+from scratchgen.training.progress import say
+
+AUTO, MLP = "auto", "mlp"
+WGAN, PENALISED = "wgan", "wgan-gp"
+ADVERSARIES = {
+    "minimax": Minimax,
+    "non-saturating": NonSaturating,
+    "kl": KlDivergence,
+    "lsgan": LeastSquares,
+    WGAN: Wasserstein,
+    PENALISED: Wasserstein,
+}
+ROW = 8  # images of a way from one latent to another
+ENOUGH = 10  # samples for each mode or class, below which one may be missing by chance
+WON = 0.05  # a discriminator's cost below which it tells nearly every fake from data
+
+
+@dataclass(frozen=True)
+class GanConfig(Config):
+    """The options of a GAN's run.
+
+    Raises:
+        ValueError: a value is outside its range, or options do not fit each other.
+    """
+
+    loss: str = option(
+        "non-saturating",
+        "the game: what the discriminator and the generator minimise",
+        tuple(ADVERSARIES),
+    )
+    net: str = option(
+        AUTO,
+        "conv for images (DCGAN), mlp for rows of numbers; auto takes what fits",
+        (AUTO, MLP, CONV),
+    )
+    latent: int = option(0, "size of z; 0 takes 2 for points, 64 for conv, else 16")
+    discriminator_steps: int = option(
+        0,
+        "steps of the discriminator for each of the generator; 0 takes 5 for wgan and wgan-gp, "
+        "else 1",
+    )
+    penalty: float = option(
+        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 1 for points"
+    )
+    clip: float = option(
+        0.0, "wgan: the critic's weights stay between minus and plus this; 0 takes 0.01"
+    )
+    width: int = option(
+        0, "units per hidden layer, or channels next to the image for conv; 0 takes 128, or 32"
+    )
+    depth: int = option(3, "hidden layers of each net; not for conv")
+    dropout: float = option(0.0, "must be 0: no net of a GAN drops out here")
+    steps: int = option(4000, "steps of the generator")
+    batch_size: int = option(128, "examples per step")
+    learning_rate: float = option(
+        0.0,
+        "of both optimisers, Adam's falling to 0 along a cosine; 0 takes 1e-3 for points, else "
+        "2e-4. wgan has RMSProp, at a constant rate; 0 takes 5e-5",
+    )
+
+    def __post_init__(self):
+        planar = self.data in PLANAR
+        if self.net == AUTO:
+            object.__setattr__(self, "net", MLP if planar else CONV)
+        conv, wasserstein = self.net == CONV, self.loss in (WGAN, PENALISED)
+        for name, loss in (("clip", WGAN), ("penalty", PENALISED)):
+            if getattr(self, name) and self.loss != loss:
+                raise ValueError(f"--{name} is for --loss {loss}; leave it out")
+        defaults = {
+            "latent": 64 if conv else 2 if planar else 16,
+            "discriminator_steps": 5 if wasserstein else 1,
+            "penalty": (1.0 if planar else 10.0) if self.loss == PENALISED else 0.0,
+            "clip": 0.01 if self.loss == WGAN else 0.0,
+            "learning_rate": 5e-5 if self.loss == WGAN else 1e-3 if planar else 2e-4,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        require_at_least(self, 1, "latent", "discriminator_steps")
+        require_not_negative(self, "clip", "penalty")
+        if self.dropout:
+            raise ValueError("--dropout is not for gan; leave it out")
+        if planar and conv:
+            raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
+        if conv and self.depth != 3:
+            raise ValueError(
+                "--depth is for fully connected nets; that of --net conv follows from --size"
+            )
+
+    @property
+    def default_width(self) -> int:
+        """What a width of 0 stands for."""
+        return 32 if self.net == CONV else 128
+
+
+@dataclass(frozen=True)
+class GanSampling(Sampling):
+    """The options of a GAN's sampler."""
+
+    interpolate: bool = option(
+        False, f"rows of {ROW} samples on the way from one latent to another (gan)"
+    )
+
+
+class GanRecipe(Recipe):
+    """A configured GAN."""
+
+    name, config_type = "gan", GanConfig
+    sampling_type = GanSampling
+    config: GanConfig
+    model: Sequential
+    draws, per_example = 2500, False
+    shows = "the generator's output"
+
+    def __init__(self, config: GanConfig):
+        super().__init__(config)
+        discriminator = self.discriminator()
+        params = FlatParameters(discriminator, self.stream.at("discriminator"))
+        self.gan = Gan(self.model, discriminator, params, ADVERSARIES[config.loss]())
+        limited = (lambda: clip(params, config.clip)) if config.loss == WGAN else None
+        self.rival = Rival(
+            self.gan,
+            params,
+            self.optimiser(params, config.steps * config.discriminator_steps),
+            self.rival_loss,
+            config.batch_size,
+            config.discriminator_steps,
+            limited,
+            tracking,
+        )
+        self.fit.opponent = self.rival
+
+    @property
+    def whole(self) -> Gan:
+        """Both sides."""
+        return self.gan
+
+    def build(self) -> Sequential:
+        """The generator."""
+        config = self.config
+        if config.net == CONV:
+            return dcgan_generator(self.shape, config.latent, config.width)
+        return mlp([config.latent, *[config.width] * config.depth, self.dims], relu)
+
+    def discriminator(self) -> Sequential:
+        """The discriminator; under a penalty one that does not mix examples."""
+        config = self.config
+        if config.net == CONV:
+            norm = layer_norm if config.loss == PENALISED else BatchNorm
+            return dcgan_discriminator(self.shape, config.width, norm)
+        layers = mlp([self.dims, *[config.width] * config.depth, 1], leaky_relu).layers
+        return Sequential(*layers, reshaped())
+
+    def optimiser(self, params: FlatParameters, steps: int = 0) -> Optimiser:
+        """Adam with a short memory of the direction; RMSProp where weights are clipped.
+
+        Args:
+            params: of one side.
+            steps: that it takes in the whole run; 0 for those of the generator.
+        """
+        if self.config.loss == WGAN:
+            return RmsProp(params, self.config.learning_rate)
+        rate = warmup_cosine(self.config.learning_rate, steps or self.config.steps)
+        return Adam(params, rate, beta1=0.5, beta2=0.9)
+
+    def loss(self, step: int, rows: slice) -> dict:
+        """The generator's cost."""
+        noise = self.stream.at("train", step).from_row(rows.start)
+        z = noise.at("z").normal((rows.stop - rows.start, self.config.latent))
+        term, pullback = self.gan.generator_loss(z, noise)
+        pullback(full_like(term, 1.0 / self.config.batch_size))
+        return {"generator": term}
+
+    def rival_loss(self, step: int, j: int, rows: slice) -> dict:
+        """The discriminator's cost of data and of fakes, and the penalty of its slope."""
+        config, n = self.config, rows.stop - rows.start
+        batch = step * config.discriminator_steps + j
+        chosen = batch_indices(
+            self.stream.at("batches"), len(self.fitted), config.batch_size, batch
+        )[rows]
+        x = self.born.xp.take(self._x, self.born.indices(chosen), axis=0)
+        noise = self.stream.at("rival", batch).from_row(rows.start)
+        fake = self.gan.generate(noise.at("z").normal((n, config.latent)), noise)
+        (real_term, fake_term), pullback = self.gan.discriminator_loss(x, fake, noise)
+        share = full_like(real_term, 1.0 / config.batch_size)
+        pullback(share, share)
+        terms = {"real": real_term, "fake": fake_term}
+        if config.loss == PENALISED:
+            u = noise.at("u").uniform((n,))
+            penalty, pullback = gradient_penalty(
+                self.gan.discriminator, self.rival.params, x, fake, u
+            )
+            pullback(config.penalty * share)
+            terms["penalty"] = penalty
+        return terms
+
+    def columns(self, row: dict[str, float]) -> dict[str, float]:
+        """Every cost, in nats for the first three losses, and the norm of the rival's gradient."""
+        return {name: value for name, value in row.items() if name != "step"}
+
+    def describe(self, row: dict[str, float]) -> str:
+        """The costs of both sides."""
+        cost = row["real"] + row["fake"]
+        return f"discriminator {cost:.3f}, generator {row['generator']:.3f}"
+
+    def remarks(self) -> list[str]:
+        """Whether the discriminator has won, and what to do then."""
+        history = self.fit.history
+        if not history or self.config.loss in (WGAN, PENALISED):
+            return []
+        cost = history["real"][-1] + history["fake"][-1]
+        if cost > WON:
+            return []
+        return [
+            f"the discriminator has won: its cost has fallen to {cost:.2g}, and a generator that "
+            "is always found out learns little; take --loss wgan-gp, or a smaller --width"
+        ]
+
+    def training_figures(self, folder: Path) -> None:
+        """The costs of both sides and the discriminator's gradient norm over the steps."""
+        if self.fit.history:
+            gan_plots.course(folder / "figures" / "loss.png", self.fit.history)
+
+    def evaluate(self, part, draws: int) -> dict:
+        """Of so many samples: which modes, or classes, they show, and how well.
+
+        Points of equal round normals are compared with those, images with what a small classifier
+        of the data makes of them. Other points, and images without labels, have nothing to count.
+
+        Raises:
+            NotFinite: the samples are not finite.
+        """
+        x = self.sample(draws, 0, GanSampling()).x
+        if not np.isfinite(x).all():
+            raise NotFinite("samples are not finite; train again at a lower --learning-rate")
+        found: dict = {"samples": draws}
+        if part.levels is None:
+            known = modes(self.config.data)
+            return found | (mode_coverage(x, *known)._asdict() if known else {})
+        if can_be_judged(self):
+            say("training a small classifier to tell which classes the samples show")
+        judge = judge_for(self)
+        if judge is not None:
+            found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
+            for name, images in (("samples", x), ("data", part.x)):
+                opinions = np.exp(judge.opinions(images))
+                shares = np.bincount(opinions.argmax(axis=1), minlength=opinions.shape[1])
+                found[f"confidence_on_{name}"] = float(opinions.max(axis=1).mean())
+                found[f"class_shares_of_{name}"] = (shares / len(images)).tolist()
+        return found
+
+    @staticmethod
+    def report(result: dict) -> list[str]:
+        """The same in lines; modes and classes that are missing are said."""
+        lines, n = [f"{result['samples']} samples"], result["samples"]
+        if "high_quality" in result:
+            covered, known = result["covered"], result["modes"]
+            lines.append(f"modes covered: {covered} of {known}")
+            lines.append(
+                f"high-quality samples, within 3 standard deviations of a mode: "
+                f"{100 * result['high_quality']:.1f} % (of data 98.9 %)"
+            )
+            if covered == 0:
+                lines.append("warning: no mode is covered; the generator has not learned the data")
+            elif covered < known:
+                lines.append(_warning("modes are missing", n, known))
+        elif "classifier_accuracy" in result:
+            lines.append(
+                f"a classifier, right on {100 * result['classifier_accuracy']:.1f} % of data:"
+            )
+            for name in ("samples", "data"):
+                shares = " ".join(f"{share:.2f}" for share in result[f"class_shares_of_{name}"])
+                confidence = result[f"confidence_on_{name}"]
+                lines.append(
+                    f"  {name:8} mean confidence {confidence:.3f}, shares of classes {shares}"
+                )
+            drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
+            missing = [str(i) for i in range(len(real)) if drawn[i] == 0.0 < real[i]]
+            if missing:
+                what = f"of the data's classes {', '.join(missing)} not one sample"
+                lines.append(_warning(what, n, len(real)))
+        else:
+            lines.append(
+                "there are no modes or classes to count; --samples N adds distances from data"
+            )
+        return lines
+
+    def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
+        """Nothing beyond what `sample` draws."""
+
+    def sample(self, n: int, seed: int, options: GanSampling, processes: int = 1) -> Sampled:
+        """G(z) at n draws of z, or on the ways between draws."""
+        stream, count = Stream(seed, self.born).at("sample"), self.at_once
+        whole = -(-n // count) * count  # whole batches: a product's last bit depends on its rows
+        if options.interpolate:
+            shape = (-(-whole // ROW), self.config.latent)
+            first, last = (stream.at(end).normal(shape) for end in ("first", "last"))
+            way = self.born.xp.moveaxis(interpolate_normal(first, last, ROW), 0, 1)
+            z = self.born.xp.reshape(way, (-1, self.config.latent))[:whole, ...]
+        else:
+            z = stream.normal((whole, self.config.latent))
+        z = options.temperature * z
+        starts = range(0, whole, count)
+        x = [self.images(self.model(z[start : start + count, ...])[0]) for start in starts]
+        return Sampled(np.concatenate(x)[:n], columns=ROW if options.interpolate else None)
+
+
+def _warning(what: str, n: int, kinds: int) -> str:
+    """That something is missing among n samples, and why."""
+    if n < ENOUGH * kinds:
+        return f"warning: {what}, which may be chance; --draws {ENOUGH * kinds} or more would tell"
+    return f"warning: {what}; the generator has collapsed on the others"
