@@ -25,7 +25,7 @@ from scratchgen.app.recipes import (
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.base import Sampling, config_to_json
 from scratchgen.app.recipes.ddpm import DdpmConfig, DdpmSampling
-from scratchgen.app.recipes.gan import GanConfig
+from scratchgen.app.recipes.gan import GanConfig, shown
 from scratchgen.app.recipes.hvae import HvaeConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.recipes.vdm import VdmConfig
@@ -228,7 +228,7 @@ def dcgan_digits(seed: int) -> dict[str, float]:
     return {
         "mean_confidence_on_samples": found["confidence_on_samples"],
         "mean_confidence_on_data": found["confidence_on_data"],
-        "classes_present_of_10": sum(share > 0.0 for share in shares),
+        "classes_present_of_10": sum(map(shown, shares, found["class_shares_of_data"])),
         "smallest_share_of_a_class": min(shares),
     }
 

@@ -28,7 +28,7 @@ TINY = 1e-12  # below which a slope counts as none
 class Minimax:
     """The game as first written: both play for V = E[log D(x)] + E[log(1 - D(G(z)))].
 
-    Where a fake is obvious, D = 0, G's cost is flat: ∂_a log(1 - D) = -D.
+    Where a fake is obvious, D ≈ 0, G's cost is nearly flat: ∂_a log(1 - D) = -D.
     """
 
     def discriminator(self, real, fake):
@@ -66,7 +66,7 @@ class NonSaturating(Minimax):
 
 
 class KlDivergence(Minimax):
-    """G maximises the logit: the two costs above in one, ∇KL(p_g ‖ p_data) at the best D.
+    """G maximises the logit: the sum of the two costs above, ∇KL(p_g ‖ p_data) at the best D.
 
     Source: GAN-14
     """
@@ -80,7 +80,8 @@ class LeastSquares:
     """Regression to labels; the best a is (real · p_data + fake · p_g)/(p_data + p_g).
 
     At the labels (-1, 1, 0) and this a, ½ E[a(x)²] + ½ E[a(G(z))²] is half of
-    Σ (p_data - p_g)²/(p_data + p_g). Practice takes (0, 1, 1), which leave ¼ at p_g = p_data.
+    Σ (p_data - p_g)²/(p_data + p_g). The generator's step at a fixed D does not go down that sum: D
+    minimises another cost. Practice takes (0, 1, 1), which leave ¼ at p_g = p_data.
 
     Args:
         fake, real: the labels of fakes and of data, for the discriminator.
@@ -137,7 +138,8 @@ class Gan(Module):
         generator_optimiser.step()
 
     With batch norm all three take a stream. Run the first two within
-    `layers.normalisation.tracking` and the last outside, lest D's statistics see too many fakes.
+    `layers.normalisation.tracking` and the last outside, so that D's running statistics do not
+    count fakes twice.
 
     Args:
         generator: net z -> x.

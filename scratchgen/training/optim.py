@@ -145,7 +145,7 @@ class RmsProp(Optimiser):
 
         v ← ρ v + (1-ρ) g²          θ ← θ - lr g / (√v + tiny)
 
-    v begins at 0 and nothing corrects for that: the first step is lr/√(1-ρ) long in every entry.
+    v begins at 0 and nothing corrects for that: the first step is up to lr/√(1-ρ) long in an entry.
     The vector kept is v/(1-ρ), as in `Adam`.
 
     Args:
@@ -190,6 +190,8 @@ class RmsProp(Optimiser):
 
 class Ema:
     """An exponential average of θ, to evaluate with: a ← d a + (1-d) θ.
+
+    Buffers are not averaged: batch norm keeps its statistics of the present θ.
 
     d = min(decay, (1+n)/(10+n)) at update n, so that a young average is not held back by the
     random initial weights.

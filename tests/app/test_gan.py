@@ -1,7 +1,7 @@
 """`train gan`: both sides of the game, from the options to samples, measures and figures."""
 
 import json
-from math import pi, prod
+from math import ceil, pi, prod
 
 import numpy as np
 import pytest
@@ -21,6 +21,13 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Scale
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm
+from scratchgen.models.gan import (
+    KlDivergence,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Wasserstein,
+)
 from scratchgen.training.fit import NotFinite
 from scratchgen.training.optim import Adam, RmsProp
 
@@ -30,6 +37,14 @@ SMALL = {"width": 8, "batch_size": 8, "steps": 3, "dtype": "float64"}
 POINTS, CONV, MLP = {"data": "ring8"}, {}, {"net": "mlp"}
 NORMED = {"data": "shapes", "size": 16}  # so large that both sides have batch norm
 GAMES = {"ring8": POINTS, "conv": CONV, "mlp": MLP}
+PLAYED = {
+    "minimax": Minimax,
+    "non-saturating": NonSaturating,
+    "kl": KlDivergence,
+    "lsgan": LeastSquares,
+    "wgan": Wasserstein,
+    "wgan-gp": Wasserstein,
+}
 every_loss = pytest.mark.parametrize("loss", ADVERSARIES)
 every_game = pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
 WASSERSTEIN = (WGAN, PENALISED)
@@ -155,7 +170,7 @@ def test_both_sides_learn(loss, game):
         # a critic's cost does not change with what is added to all its numbers
         if not (loss in WASSERSTEIN and name == last):
             assert np.any(p.read().value != theirs[name]), name
-    assert type(recipe.gan.adversary) is ADVERSARIES[loss]
+    assert type(recipe.gan.adversary) is PLAYED[loss]
     assert np.isfinite(recipe.sample(3, 0, GanSampling()).x).all()
 
 
@@ -183,7 +198,7 @@ def test_either_side_leaves_the_other_s_gradient_alone(loss, game):
 
 @every_loss
 @pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
-def test_the_gradient_is_that_of_the_batch_mean_on_one_shard_or_two(loss, game):
+def test_the_gradient_on_two_shards_is_that_on_one(loss, game):
     recipe = made(loss=loss, discriminator_steps=3, **game)
     for cost in (lambda rows: recipe.loss(5, rows), lambda rows: recipe.rival_loss(5, 1, rows)):
         *whole, (terms,) = gradients(recipe, cost, slice(0, 8))
@@ -195,20 +210,39 @@ def test_the_gradient_is_that_of_the_batch_mean_on_one_shard_or_two(loss, game):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
+@every_loss
+@pytest.mark.parametrize("side", [0, 1], ids=["generator", "discriminator"])
 @pytest.mark.parametrize("weight", [0.1, 10.0])
-def test_the_critic_descends_its_cost_and_so_much_of_the_penalty(weight):
-    recipe, rows = made(loss=PENALISED, penalty=weight, **POINTS), slice(0, 8)
+def test_either_side_descends_the_batch_mean_of_its_own_cost(loss, side, weight):
+    """Along its gradient the mean of its terms, the penalty weighted, rises by its length."""
+    options = {"penalty": weight} if loss == PENALISED else {}
+    recipe, rows = made(loss=loss, **options, **POINTS), slice(0, 8)
+    params = (recipe.params, recipe.rival.params)[side]
+
+    def terms(rows):
+        return recipe.rival_loss(0, 0, rows) if side else recipe.loss(0, rows)
 
     def cost(theta):
-        recipe.rival.params.theta = theta
-        terms = recipe.rival_loss(0, 0, rows)
-        return np.mean(terms["real"] + terms["fake"] + weight * terms["penalty"])
+        params.theta = theta
+        found = terms(rows)
+        return np.mean(sum(v * (weight if k == "penalty" else 1.0) for k, v in found.items()))
 
-    theta = recipe.rival.params.theta.copy()
-    _, gradient, _ = gradients(recipe, lambda rows: recipe.rival_loss(0, 0, rows), rows)
-    way = gradient / np.linalg.norm(gradient)
-    slope = (cost(theta + 1e-6 * way) - cost(theta - 1e-6 * way)) / 2e-6
-    assert slope == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+    theta = params.theta.copy()
+    gradient = gradients(recipe, terms, rows)[side]
+    along = gradient / np.linalg.norm(gradient)
+    slope = (cost(theta + 1e-6 * along) - cost(theta - 1e-6 * along)) / 2e-6
+    assert slope == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+
+
+@pytest.mark.equation("GAN-11")
+@pytest.mark.equation("GAN-12")
+def test_published_settings_are_the_defaults():
+    clipped, penalised = (GanConfig(loss=loss) for loss in ("wgan", "wgan-gp"))
+    assert (clipped.clip, clipped.learning_rate, clipped.discriminator_steps) == (0.01, 5e-5, 5)
+    assert (penalised.penalty, penalised.discriminator_steps) == (10.0, 5)
+    assert GanConfig().discriminator_steps == 1
+    adam = made(loss=PENALISED, **POINTS).fit.optimiser
+    assert (adam.beta1, adam.beta2) == (0.5, 0.9)
 
 
 @every_loss
@@ -379,7 +413,8 @@ def test_a_stopped_run_resumed_is_the_unbroken_run(runs):
     assert opponent == {"theta", "optimiser", *(["buffers"] if clipped else [])}
     assert (whole / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes()
     header = (whole / "metrics.csv").read_text("utf-8").splitlines()[0].split(",")
-    terms = {"step", "generator", "real", "fake", "gradient_norm"}
+    terms = {"step", "generator_cost", "discriminator_gradient_norm"}
+    terms |= {"discriminator_cost_of_data", "discriminator_cost_of_fakes"}
     assert set(header) == terms | (set() if clipped else {"penalty"})
 
 
@@ -534,7 +569,7 @@ def test_modes_that_samples_show_are_counted(data, count):
         assert result["high_quality"] == pytest.approx(good, abs=0.03)
         lines = recipe.report(result)
         assert f"modes covered: {covered} of {count}" in lines
-        assert ("collapsed" in warned(lines)) == (0 < covered < count)
+        assert ("leaves them out" in warned(lines)) == (0 < covered < count)
         assert ("no mode is covered" in warned(lines)) == (covered == 0)
 
 
@@ -567,12 +602,12 @@ def test_modes_are_those_of_equal_round_normals_and_of_nothing_else():
         np.testing.assert_allclose(law.covariances[-1], spread**2 * np.eye(2), rtol=1e-12)
 
 
-def test_what_too_few_samples_cannot_tell_is_not_called_collapsed():
+def test_what_too_few_samples_cannot_tell_may_be_chance():
     recipe = made(**POINTS)
     for draws, sure in ((79, False), (80, True)):
         of_constants(recipe, density("ring8").means[:1])
         said = warned(recipe.report(recipe.evaluate(some(recipe), draws)))
-        assert ("collapsed" in said) == sure
+        assert ("leaves them out" in said) == sure
         assert ("may be chance; --draws 80 or more" in said) != sure
 
 
@@ -657,15 +692,24 @@ def test_classes_that_are_missing_are_named(judged):
     recipe, part = judged
     of_constants(recipe, greys(0, 1, 2, 4, 5, 6, 8, 9))
     result = recipe.evaluate(part, draws=320)
-    assert "of the data's classes 3, 7 not one sample; the generator has collapsed" in warned(
-        recipe.report(result)
-    )
+    said = warned(recipe.report(result))
+    assert "too few samples of classes 3, 7; the generator leaves them out" in said
     without = part.take(np.flatnonzero(part.labels != 3))  # nor do the data have it
     said = warned(recipe.report(recipe.evaluate(without, draws=320)))
-    assert "classes 7 not one" in said
+    assert "of classes 7;" in said
     of_constants(recipe, greys(5))
-    few = warned(recipe.report(recipe.evaluate(part, draws=99)))
-    assert "0, 1, 2, 3, 4, 6, 7, 8, 9 not one sample, which may be chance; --draws 100" in few
+    result = recipe.evaluate(part, draws=50)
+    shares = result["class_shares_of_data"]
+    need = ceil(10 / min(share for i, share in enumerate(shares) if i != 5))
+    assert need > 50
+    few = warned(recipe.report(result))
+    assert f"0, 1, 2, 3, 4, 6, 7, 8, 9, which may be chance; --draws {need} or more" in few
+
+
+def test_a_class_is_shown_by_a_tenth_of_its_share():
+    assert gan.shown(0.01, 0.1)
+    assert not gan.shown(0.0099, 0.1)
+    assert gan.shown(0.0, 0.0)
 
 
 # What is said and drawn.
@@ -688,7 +732,8 @@ def test_a_discriminator_that_has_won_is_said(loss, real, fake, won):
     remarks = recipe.remarks()
     assert len(remarks) == won
     if won:
-        assert "the discriminator has won" in remarks[0]
+        assert "tells nearly every fake from data" in remarks[0]
+        assert "flat" not in remarks[0]
         assert f"{real[-1] + fake[-1]:.2g}" in remarks[0]
 
 
@@ -696,7 +741,12 @@ def test_progress_names_both_sides():
     recipe = made(**POINTS)
     row = {"step": 4, "generator": 0.5, "real": 0.25, "fake": 0.5, "gradient_norm": 2.0}
     assert recipe.describe(row) == "discriminator 0.750, generator 0.500"
-    assert recipe.columns(row) == {k: v for k, v in row.items() if k != "step"}
+    assert recipe.columns(row) == {
+        "generator_cost": 0.5,
+        "discriminator_cost_of_data": 0.25,
+        "discriminator_cost_of_fakes": 0.5,
+        "discriminator_gradient_norm": 2.0,
+    }
 
 
 @every_loss

@@ -1,6 +1,7 @@
 """`train gan`: generators that play against a discriminator, on points of the plane or images."""
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ ADVERSARIES = {
     PENALISED: Wasserstein,
 }
 ROW = 8  # images of a way from one latent to another
-ENOUGH = 10  # samples for each mode or class, below which one may be missing by chance
+ENOUGH = 10  # expected samples of a mode or class, below which one may be missing by chance
 WON = 0.05  # a discriminator's cost below which it tells nearly every fake from data
 
 
@@ -195,7 +196,7 @@ class GanRecipe(Recipe):
         return Sequential(*layers, reshaped())
 
     def optimiser(self, params: FlatParameters, steps: int = 0) -> Optimiser:
-        """Adam with a short memory of the direction; RMSProp where weights are clipped.
+        """Adam at β₁ = 0.5, β₂ = 0.9, as WGAN-GP took; RMSProp where weights are clipped.
 
         Args:
             params: of one side.
@@ -238,8 +239,14 @@ class GanRecipe(Recipe):
         return terms
 
     def columns(self, row: dict[str, float]) -> dict[str, float]:
-        """Every cost, in nats for the first three losses, and the norm of the rival's gradient."""
-        return {name: value for name, value in row.items() if name != "step"}
+        """Every cost, in nats for the first three losses, and the norm of the last gradient."""
+        names = {
+            "generator": "generator_cost",
+            "real": "discriminator_cost_of_data",
+            "fake": "discriminator_cost_of_fakes",
+            "gradient_norm": "discriminator_gradient_norm",
+        }
+        return {names.get(name, name): value for name, value in row.items() if name != "step"}
 
     def describe(self, row: dict[str, float]) -> str:
         """The costs of both sides."""
@@ -254,9 +261,10 @@ class GanRecipe(Recipe):
         cost = history["real"][-1] + history["fake"][-1]
         if cost > WON:
             return []
+        flat = "; the minimax cost is flat there" if self.config.loss == "minimax" else ""
         return [
-            f"the discriminator has won: its cost has fallen to {cost:.2g}, and a generator that "
-            "is always found out learns little; take --loss wgan-gp, or a smaller --width"
+            f"the discriminator tells nearly every fake from data (its cost is {cost:.2g}), so its "
+            f"score may say little of how to improve them{flat}; --loss wgan-gp is less prone to it"
         ]
 
     def training_figures(self, folder: Path) -> None:
@@ -306,7 +314,7 @@ class GanRecipe(Recipe):
             if covered == 0:
                 lines.append("warning: no mode is covered; the generator has not learned the data")
             elif covered < known:
-                lines.append(_warning("modes are missing", n, known))
+                lines.append(_warning("modes are missing", n, 1.0 / known))
         elif "classifier_accuracy" in result:
             lines.append(
                 f"a classifier, right on {100 * result['classifier_accuracy']:.1f} % of data:"
@@ -318,10 +326,12 @@ class GanRecipe(Recipe):
                     f"  {name:8} mean confidence {confidence:.3f}, shares of classes {shares}"
                 )
             drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
-            missing = [str(i) for i in range(len(real)) if drawn[i] == 0.0 < real[i]]
+            missing = [
+                i for i in range(len(real)) if real[i] > 0.0 and not shown(drawn[i], real[i])
+            ]
             if missing:
-                what = f"of the data's classes {', '.join(missing)} not one sample"
-                lines.append(_warning(what, n, len(real)))
+                what = f"too few samples of classes {', '.join(map(str, missing))}"
+                lines.append(_warning(what, n, min(real[i] for i in missing)))
         else:
             lines.append(
                 "there are no modes or classes to count; --samples N adds distances from data"
@@ -348,8 +358,14 @@ class GanRecipe(Recipe):
         return Sampled(np.concatenate(x)[:n], columns=ROW if options.interpolate else None)
 
 
-def _warning(what: str, n: int, kinds: int) -> str:
-    """That something is missing among n samples, and why."""
-    if n < ENOUGH * kinds:
-        return f"warning: {what}, which may be chance; --draws {ENOUGH * kinds} or more would tell"
-    return f"warning: {what}; the generator has collapsed on the others"
+def shown(drawn: float, real: float) -> bool:
+    """Whether a class with that share of the data has at least a tenth of it among the samples."""
+    return 10.0 * drawn >= real
+
+
+def _warning(what: str, n: int, rarest: float) -> str:
+    """That something is missing among n samples, where the rarest of it has that share of data."""
+    need = ceil(ENOUGH / rarest)
+    if n < need:
+        return f"warning: {what}, which may be chance; --draws {need} or more would tell"
+    return f"warning: {what}; the generator leaves them out, or misses them"
