@@ -49,7 +49,7 @@ class Minimax:
     def generator(self, fake):
         """log(1 - D(x̃)): fake (M,) -> (M,), pullback: d -> -d D.
 
-        Source: GAN-2, GAN-4
+        Source: GAN-2, GAN-3, GAN-4
         """
         return -softplus(fake), lambda d: -d * sigmoid(fake)
 
@@ -57,7 +57,7 @@ class Minimax:
 class NonSaturating(Minimax):
     """The log D trick: G maximises E[log D], which is steep where its fakes are obvious.
 
-    Source: GAN-5
+    Source: GAN-5, GAN-6
     """
 
     def generator(self, fake):

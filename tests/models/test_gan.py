@@ -124,6 +124,8 @@ def test_what_the_generator_descends_against_the_best_discriminator(adversary, d
     np.testing.assert_allclose(got, want, atol=1e-13)
 
 
+@pytest.mark.equation("GAN-3")
+@pytest.mark.equation("GAN-6")
 @pytest.mark.equation("GAN-4")
 @pytest.mark.equation("GAN-5")
 def test_an_obvious_fake_teaches_the_saturating_generator_nothing():
@@ -189,6 +191,8 @@ def test_labels_are_those_of_practice_unless_told_and_differ():
         LeastSquares(1.0, 1.0)
 
 
+@pytest.mark.equation("GAN-3")
+@pytest.mark.equation("GAN-6")
 @pytest.mark.equation("GAN-2")
 @pytest.mark.equation("GAN-4")
 @pytest.mark.equation("GAN-5")
