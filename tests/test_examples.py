@@ -19,6 +19,7 @@ UNITS = {
     "linear_vae": "nats",
     "vae_digits": "bits/dim",
     "vdm_digits": "bits/dim",
+    "wgan_gp_ring": "modes covered",
 }
 
 
