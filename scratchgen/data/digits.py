@@ -30,7 +30,34 @@ def load_digits(part: str) -> Images:
         ValueError: an unknown part.
     """
     rows = part_rows(part, TRAINING, HELD_OUT)
+    digits = _shipped()
+    return digits.take(np.random.default_rng(0).permutation(len(digits))[rows])
+
+
+def load_digits_1000(part: str) -> Images:
+    """One part of the same digits in the order of the file, as a textbook splits them.
+
+    The first 1,000 are for training, the next 350 for validation, and the last 447 are the test
+    part. Its test part is another one, so numbers of the two splits are not to be compared.
+
+    Args:
+        part: "validation" or "test"; "train" and "fit" are the same, so that nothing is ever
+            trained on the validation part.
+
+    Returns:
+        Images, with codes (N, 8, 8, 1).
+
+    Raises:
+        ValueError: an unknown part.
+
+    Source: [Tomczak 2022]
+    """
+    rows = part_rows("fit" if part == "train" else part, 1350, 350)
+    return _shipped().take(rows)
+
+
+def _shipped() -> Images:
+    """All of them, in the order of the file."""
     resource = files("scratchgen.data").joinpath("digits.npz")
     with resource.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        digits = Images(archive["codes"], archive["labels"], LEVELS)
-    return digits.take(np.random.default_rng(0).permutation(len(digits))[rows])
+        return Images(archive["codes"], archive["labels"], LEVELS)

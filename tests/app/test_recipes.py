@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from scratchgen.app import plots
-from scratchgen.app.recipes import AutoencoderRecipe, VaeRecipe, recipe_from_json
+from scratchgen.app.quality import require_same_data
+from scratchgen.app.recipes import (
+    AutoencoderRecipe,
+    ClassifierRecipe,
+    VaeRecipe,
+    recipe_from_json,
+)
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.base import config_to_json
+from scratchgen.app.recipes.classifier import ClassifierConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.core.streams import Stream
-from scratchgen.data.digits import load_digits
+from scratchgen.data.digits import load_digits, load_digits_1000
 from scratchgen.metrics.baselines import baselines
 from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
 from scratchgen.training.checkpoint import load
@@ -44,6 +51,19 @@ def test_a_held_out_part_is_never_trained_on(hold_out, part):
     assert len(np.unique(np.concatenate(seen), axis=0)) == len(seen) * 10
     rows = {row.tobytes() for row in want}
     assert all(row.tobytes() in rows for row in np.concatenate(seen))
+
+
+def test_the_split_in_the_order_of_the_file_is_always_held_out():
+    recipe = VaeRecipe(VaeConfig(**SMALL, data="digits-1000"))
+    assert recipe.config == VaeConfig(**SMALL, data="digits-1000", hold_out=True)
+    assert recipe_from_json(config_to_json(recipe)).config == recipe.config
+    for part in ("fit", "validation", "test"):
+        np.testing.assert_array_equal(recipe.part(part).codes, load_digits_1000(part).codes)
+    assert len(recipe.fitted) == 1000
+    judge = ClassifierRecipe(ClassifierConfig(data="digits-1000"))
+    assert require_same_data(judge, recipe) is judge
+    with pytest.raises(ValueError, match="digits are 8×8 pixels and grey"):
+        VaeConfig(data="digits-1000", size=16)
 
 
 @pytest.mark.parametrize(

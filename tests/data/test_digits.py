@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchgen.core.numerics import level_codes
-from scratchgen.data.digits import LEVELS, load_digits
+from scratchgen.data.digits import LEVELS, load_digits, load_digits_1000
 
 
 def test_parts_are_the_fixed_split():
@@ -26,6 +26,28 @@ def test_parts_are_the_fixed_split():
     assert labels[:10].tolist() == list(range(10))  # as the set begins
 
 
+def test_the_other_split_is_the_order_of_the_file_in_three_pieces():
+    parts = list(map(load_digits_1000, ("fit", "validation", "test")))
+    assert [len(part) for part in parts] == [1000, 350, 447]
+    with (
+        files("scratchgen.data").joinpath("digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as shipped,
+    ):
+        for name in ("codes", "labels"):  # each row once and in order: disjoint and complete
+            pieces = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(pieces, shipped[name])
+    np.testing.assert_array_equal(load_digits_1000("train").codes, parts[0].codes)
+    assert {part.levels for part in parts} == {LEVELS}
+
+
+def test_both_splits_hold_the_same_digits():
+    def rows(load):
+        parts = map(load, ("fit", "validation", "test"))
+        return sorted(row.tobytes() for part in parts for row in part.codes)
+
+    assert rows(load_digits) == rows(load_digits_1000)
+
+
 def test_values_are_seventeen_levels_scaled_to_the_open_interval():
     digits = load_digits("train")
     assert digits.levels == LEVELS == 17
@@ -39,6 +61,7 @@ def test_the_notice_travels_with_the_data():
     assert all(word in notice for word in ("Alpaydin", "Kaynak", "UCI", "CC BY 4.0"))
 
 
-def test_unknown_parts_are_refused():
+@pytest.mark.parametrize("load", [load_digits, load_digits_1000])
+def test_unknown_parts_are_refused(load):
     with pytest.raises(ValueError, match="one of train, fit, validation, test, got 'all'"):
-        load_digits("all")
+        load("all")

@@ -3,7 +3,7 @@
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, require_known, settled
+from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, SET_APART, require_known, settled
 
 CONV = "conv"
 
@@ -43,7 +43,11 @@ class Config:
     dropout: float = option(0.15, "dropout rate behind every hidden layer")
     learning_rate: float = option(4e-3, "Adam's peak rate, after warm-up and before cosine decay")
     ema: float = option(0.999, "decay of the weight average that is evaluated")
-    hold_out: bool = option(False, "leave the validation part out of the training, to choose on")
+    hold_out: bool = option(
+        False,
+        "leave the validation part out of the training, to choose on; of "
+        f"{', '.join(SET_APART)} it always is",
+    )
 
     def __post_init__(self):
         for each in fields(self):
@@ -66,6 +70,7 @@ class Config:
         require_positive(self, "learning_rate")
         require_known(self)
         object.__setattr__(self, "data", settled(self.data))
+        object.__setattr__(self, "hold_out", self.hold_out or self.data in SET_APART)
 
     @property
     def spatial(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
-from scratchgen.data.digits import load_digits
+from scratchgen.data.digits import load_digits, load_digits_1000
 from scratchgen.data.files import fingerprint as of_images
 from scratchgen.data.files import load_files
 from scratchgen.data.images import Images, part_rows
@@ -19,7 +19,18 @@ from scratchgen.data.shapes import load_shapes
 from scratchgen.maths import planar
 from scratchgen.maths.densities import Density, Mixture
 
-__all__ = ["CROPS", "KNOWN", "PLANAR", "density", "fingerprint", "load", "require_known", "settled"]
+__all__ = [
+    "CROPS",
+    "DIGITS",
+    "KNOWN",
+    "PLANAR",
+    "SET_APART",
+    "density",
+    "fingerprint",
+    "load",
+    "require_known",
+    "settled",
+]
 
 EXACT = backend("numpy", "float64")
 TRAINING, HELD_OUT, TEST = 8000, 800, 4000  # points of a planar set
@@ -46,12 +57,18 @@ PLANAR: dict[str, Callable[[], Density]] = {
     "ring8": lambda: planar.eight_gaussians(EXACT),
     "grid25": lambda: planar.grid(EXACT),
 }
-KNOWN = ", ".join(("digits", "shapes", *PLANAR))
+DIGITS: dict[str, Callable[[str], Images]] = {
+    "digits": load_digits,
+    "digits-1000": load_digits_1000,
+}
+SET_APART = ("digits-1000",)  # whose training part never holds the validation part
+NAMES = (*DIGITS, "shapes", *PLANAR)
+KNOWN = ", ".join(NAMES)
 
 
 def settled(name: str) -> str:
     """The value of --data as a run keeps it: a name, or a path that holds in every folder."""
-    return name if name in ("digits", "shapes", *PLANAR) else str(Path(name).resolve())
+    return name if name in NAMES else str(Path(name).resolve())
 
 
 def require_known(config) -> None:
@@ -61,13 +78,13 @@ def require_known(config) -> None:
         ValueError: so it is.
     """
     name = config.data
-    if name == "digits" and (config.size not in (0, SMALLEST) or config.colour):
+    if name in DIGITS and (config.size not in (0, SMALLEST) or config.colour):
         side = config.size or SMALLEST
         asked = f"{side}×{side} pixels{' in colour' if config.colour else ''}"
         raise ValueError(f"the digits are 8×8 pixels and grey; for {asked} add --data shapes")
     if name in PLANAR and (config.size or config.colour):
         raise ValueError(f"{name} are points in the plane; leave out --size and --colour")
-    if name not in ("digits", "shapes", *PLANAR) and not Path(name).exists():
+    if name not in NAMES and not Path(name).exists():
         raise ValueError(f"--data must be {KNOWN}, or a path that exists; got {name!r}")
 
 
@@ -78,8 +95,8 @@ def load(config, part: str) -> Images | Points:
         ValueError: the files cannot be used.
         MissingPackage: reading them takes a package that is not installed.
     """
-    if config.data == "digits":
-        return load_digits(part)
+    if config.data in DIGITS:
+        return DIGITS[config.data](part)
     if config.data == "shapes":
         return load_shapes(part, config.size or SMALLEST, config.colour)
     if config.data in PLANAR:
