@@ -60,13 +60,12 @@ def sample_quality(
         recipe: a trained run.
         part: held-out examples, Images or Points.
         n: how many samples; as many training examples make the floor.
-        seed: of the samples, and of the directions of the sliced Wasserstein distance.
+        seed: of the samples, and as for `quality_of`.
         options: of the run's sampler.
         judge: whose features are compared; None compares pixels or coordinates alone.
 
     Returns:
-        "samples", "measures": name -> what `compare` gives, and with a judge "classifier" and
-        "class_score".
+        What `quality_of` does.
 
     Raises:
         ValueError: too few samples or examples, or samples that are not independent.
@@ -77,9 +76,31 @@ def sample_quality(
             "--keep-levels draws samples that share latents, and measures are for independent "
             "ones; leave it out"
         )
+    return quality_of(recipe.sample(n, seed, options).x, recipe, part, seed, judge)
+
+
+def quality_of(
+    drawn: np.ndarray, recipe: Recipe, part, seed: int, judge: ClassifierRecipe | None
+) -> dict:
+    """The same of samples that are drawn already.
+
+    Args:
+        drawn: (n, ...), host array.
+        recipe: whose training examples make the floor.
+        part: held-out examples, Images or Points.
+        seed: of the order of the examples, and of the directions of the sliced Wasserstein
+            distance.
+        judge: whose features are compared; None compares pixels or coordinates alone.
+
+    Returns:
+        "samples", "measures": name -> what `compare` gives, and with a judge "classifier" and
+        "class_score".
+    """
+    n = len(drawn)
     stream = Stream(seed, backend("numpy", "float64")).at("quality")
     order = stream.at("order").permutation(len(recipe.fitted))[:n]
-    known, drawn = recipe.fitted.take(order), recipe.sample(n, seed, options).x
+    known = recipe.fitted.take(order)
+    part = part.take(stream.at("held out").permutation(len(part)))  # files may be sorted by class
     sets = (part.x, known.x, np.asarray(drawn, dtype=np.float64))
     real, reference, generated = (x.reshape(len(x), -1) for x in sets)
     where = "coordinates" if part.levels is None else "pixels"

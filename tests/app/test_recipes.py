@@ -5,8 +5,7 @@ from math import log
 import numpy as np
 import pytest
 
-from scratchgen.app import plots
-from scratchgen.app.quality import require_same_data
+from scratchgen.app import plots, quality
 from scratchgen.app.recipes import (
     AutoencoderRecipe,
     ClassifierRecipe,
@@ -14,7 +13,7 @@ from scratchgen.app.recipes import (
     recipe_from_json,
 )
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
-from scratchgen.app.recipes.base import config_to_json
+from scratchgen.app.recipes.base import Sampling, config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.core.streams import Stream
@@ -61,7 +60,7 @@ def test_the_split_in_the_order_of_the_file_is_always_held_out():
         np.testing.assert_array_equal(recipe.part(part).codes, load_digits_1000(part).codes)
     assert len(recipe.fitted) == 1000
     judge = ClassifierRecipe(ClassifierConfig(data="digits-1000"))
-    assert require_same_data(judge, recipe) is judge
+    assert quality.require_same_data(judge, recipe) is judge
     with pytest.raises(ValueError, match="digits are 8×8 pixels and grey"):
         VaeConfig(data="digits-1000", size=16)
 
@@ -96,6 +95,19 @@ def test_the_default_linear_autoencoder_comes_within_one_percent_of_principal_co
         found = recipe.evaluate(recipe.fitted, draws=1)
     best = found["baselines"]["8 principal components"]
     assert best <= found["squared_error_per_dim"] <= 1.01 * best
+
+
+def test_held_out_examples_are_compared_in_a_random_order(monkeypatch):
+    """They may come sorted by class, and the errors leave out every tenth."""
+    recipe, seen = VaeRecipe(VaeConfig(**SMALL)), []
+    part = recipe.part("test")
+    part = part.take(np.argsort(part.labels, kind="stable"))
+    monkeypatch.setattr(quality, "compare", lambda real, *_: seen.append(real) or {})
+    quality.sample_quality(recipe, part, 20, 0, Sampling(), None)
+    (real,) = seen
+    given = part.x.reshape(len(part), -1)
+    assert np.mean(np.all(real == given, axis=1)) < 0.05
+    assert sorted(map(bytes, real)) == sorted(map(bytes, given))
 
 
 def test_the_rate_warms_up_and_falls():
