@@ -6,6 +6,7 @@ taken between two samples of real data of the same sizes: the floor, which no mo
 
 import numpy as np
 
+from scratchgen.core.arrays import to_host
 from scratchgen.core.streams import Stream
 from scratchgen.metrics.coverage import NEIGHBOUR, Coverage, coverages
 from scratchgen.metrics.distances import (
@@ -83,6 +84,42 @@ def _selections(n: int) -> np.ndarray:
     """(1 + GROUPS, n) bool: all rows, then all but the g-th, (g + GROUPS)-th, ... for each g."""
     rows = np.arange(n) % GROUPS
     return np.stack([rows >= 0, *(rows != group for group in range(GROUPS))])
+
+
+def sharpness(real, generated) -> float:
+    """How much neighbouring pixels differ, in units of real images: 1 for those, less if blurred.
+
+        mean |y_i - y_j| over generated images / mean |x_i - x_j| over real ones,
+
+    over all pixels i, j that lie side by side or one above the other. A mean of images never has
+    more of it than they have on average. Noise adds to it, so above 1 it is no praise.
+
+    Args:
+        real: x (N, H, W, C).
+        generated: y (M, H, W, C), in the same units.
+
+    Returns:
+        ≥ 0, without a unit.
+
+    Raises:
+        ValueError: there are no images of one shape, or no real pixel differs from its neighbour.
+    """
+    real, generated = (np.asarray(to_host(a), np.float64) for a in (real, generated))
+    if real.ndim != 4 or real.shape[1:] != generated.shape[1:] or not (real.size * generated.size):
+        raise ValueError(
+            f"need images (N, H, W, C) of one shape, got {real.shape} and {generated.shape}"
+        )
+    of_real, of_generated = map(_mean_step, (real, generated))
+    if of_real == 0.0:
+        raise ValueError("real images must not be flat: in these no pixel differs from the next")
+    return of_generated / of_real
+
+
+def _mean_step(x) -> float:
+    """mean |x_i - x_j| over neighbouring pixels of images (N, H, W, C); 0 where none has one."""
+    steps = [np.abs(np.diff(x, axis=axis)) for axis in (1, 2)]
+    count = sum(step.size for step in steps)
+    return float(sum(step.sum() for step in steps) / count) if count else 0.0
 
 
 def jackknife_errors(without) -> np.ndarray:

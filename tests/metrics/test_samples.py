@@ -22,7 +22,7 @@ from scratchgen.metrics.distances import (
     normal_moments,
     sliced_wasserstein,
 )
-from scratchgen.metrics.samples import compare, jackknife_errors
+from scratchgen.metrics.samples import compare, jackknife_errors, sharpness
 from scratchgen.models.autoencoder import Autoencoder, principal_components
 from scratchgen.models.vae import Vae
 from scratchgen.nets.mlp import mlp
@@ -200,6 +200,51 @@ def test_in_a_linear_world_decoding_noise_is_better_by_a_vae_exactly(seed, laten
     found = [frechet_from_moments(decoded(model), data) for model in (plain, vae)]
     assert found == pytest.approx([worse, better], rel=1e-9)
     assert worse > better + 0.9 * latent
+
+
+def images(seed, n=6, shape=(5, 4, 2)):
+    return normals(seed, n, *shape)
+
+
+@given(seeds(), st.floats(-3.0, 3.0))
+def test_sharpness_is_one_for_the_data_and_scales_with_contrast(seed, contrast):
+    x = images(seed)
+    for same in (x, x[::-1], x[:, ::-1], x[:, :, ::-1], x[..., ::-1]):
+        assert sharpness(x, same) == pytest.approx(1.0)
+    assert sharpness(x, 0.3 + contrast * x) == pytest.approx(abs(contrast), abs=1e-12)
+    turned = x.swapaxes(1, 2)
+    y = images(seed + 1)
+    assert sharpness(turned, y.swapaxes(1, 2)) == pytest.approx(sharpness(x, y))
+
+
+@given(seeds(), st.floats(0.0, 1.0))
+def test_a_mean_of_images_is_no_sharper_than_they_are(seed, weight):
+    x, y = images(seed), images(seed + 1)
+    mixed = sharpness(x, weight * x + (1.0 - weight) * y)
+    assert mixed <= weight + (1.0 - weight) * sharpness(x, y) + 1e-12
+
+
+def test_sharpness_of_ramps_and_of_a_chessboard_is_counted_by_hand():
+    down, across = (a.astype(np.float64)[None, ..., None] for a in np.indices((3, 4)))
+    # of 17 pairs 8 lie one above the other
+    assert sharpness(down + across, down) == pytest.approx(8.0 / 17.0)
+    assert sharpness(down + across, (down + across) % 2.0) == pytest.approx(1.0)
+    assert sharpness(down + across, 0.0 * down) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "what"),
+    [
+        (np.ones((2, 3, 3)), np.ones((2, 3, 3)), "images"),
+        (np.ones((2, 3, 3, 1)), np.ones((2, 3, 4, 1)), "of one shape"),
+        (np.ones((2, 3, 3, 1)), np.ones((0, 3, 3, 1)), "of one shape"),
+        (np.ones((2, 3, 3, 1)), np.ones((2, 3, 3, 1)), "must not be flat"),
+        (np.ones((2, 1, 1, 1)), np.ones((2, 1, 1, 1)), "must not be flat"),
+    ],
+)
+def test_sharpness_needs_images_that_differ(real, generated, what):
+    with pytest.raises(ValueError, match=what):
+        sharpness(real, generated)
 
 
 @pytest.mark.equation("NET-4")
