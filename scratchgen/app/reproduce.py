@@ -143,14 +143,15 @@ def record(name: str, folder: Path, seeds: int | None = None) -> dict:
 def tables() -> str:
     """The recorded values as Markdown, for the README: one table, and one for each crossed result.
 
-    A result whose values are all named "measure, column, row" is shown with rows and columns.
+    A result whose values are all named "measure, column, row", or all "measure, column", is shown
+    with rows and columns.
     """
     plain = ["| result | value | mean ± s.e. | seeds | command |", "|---|---|---|---|---|"]
     crossed = []
     for name in EXPERIMENTS:
         result = recorded(name)
         seeds, command, values = len(result["seeds"]), result["command"], result["values"]
-        if all(value.count(", ") >= 2 for value in values):
+        if all(", " in value for value in values):
             crossed += ["", f"`{command}`, {seeds} seeds:", *_crossed(values)]
             continue
         for value, summary in values.items():
@@ -160,16 +161,18 @@ def tables() -> str:
 
 
 def _crossed(values: dict) -> list[str]:
+    cells = {}
+    for value, summary in values.items():
+        first, second, *row = value.split(", ", 2)
+        cells[(first, second, *row) if row else ("", second, first)] = _cell(summary)
     lines: list[str] = []
-    names = [value.split(", ", 2) for value in values]
-    for measure in dict.fromkeys(name[0] for name in names):
-        mine = [name for name in names if name[0] == measure]
+    for measure in dict.fromkeys(place[0] for place in cells):
+        mine = [place for place in cells if place[0] == measure]
         columns = list(dict.fromkeys(column for _, column, _ in mine))
         lines += ["", f"| {measure} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for row in dict.fromkeys(row for _, _, row in mine):
-            keys = [f"{measure}, {column}, {row}" for column in columns]
-            cells = [_cell(values[key]) if key in values else "–" for key in keys]
-            lines.append(f"| {row} | {' | '.join(cells)} |")
+            found = (cells.get((measure, column, row), "–") for column in columns)
+            lines.append(f"| {row} | {' | '.join(found)} |")
     return lines
 
 

@@ -110,6 +110,46 @@ def test_the_readme_shows_what_is_recorded(tmp_path):
     assert main(["reproduce", "--readme", str(tmp_path / "other.md")]) == 2
 
 
+def test_values_with_commas_in_their_names_are_crossed(monkeypatch):
+    def summary(mean):
+        return {"mean": mean, "standard_error": 0.5}
+
+    results = {
+        "two": {"bits, VAE": summary(1.0), "bits, data": summary(2.0), "recall, VAE": summary(3.0)},
+        "three": {"gain, VAE, all": summary(4.0), "cost, VAE, all": summary(5.0)},
+        "plain": {"a, b": summary(6.0), "c": summary(7.0)},
+    }
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", results)
+    monkeypatch.setattr(
+        reproduce,
+        "recorded",
+        lambda name: {"seeds": {"0": {}}, "command": name, "values": results[name]},
+    )
+    assert reproduce.tables().splitlines() == [
+        "| result | value | mean ± s.e. | seeds | command |",
+        "|---|---|---|---|---|",
+        "| plain | a, b | 6 ± 0.5 | 1 | `plain` |",
+        "| plain | c | 7 ± 0.5 | 1 | `plain` |",
+        "",
+        "`two`, 1 seeds:",
+        "",
+        "|  | VAE | data |",
+        "|---|---|---|",
+        "| bits | 1 ± 0.5 | 2 ± 0.5 |",
+        "| recall | 3 ± 0.5 | – |",
+        "",
+        "`three`, 1 seeds:",
+        "",
+        "| gain | VAE |",
+        "|---|---|",
+        "| all | 4 ± 0.5 |",
+        "",
+        "| cost | VAE |",
+        "|---|---|",
+        "| all | 5 ± 0.5 |",
+    ]
+
+
 @pytest.mark.equation("VAE-8")
 def test_the_linear_vae_reaches_the_exact_likelihood_and_the_leading_axes():
     result = reproduce.reproduce("linear-vae", seed=0)
