@@ -1,16 +1,33 @@
 """app/experiments: what is trained, what is copied, what is scored."""
 
 from functools import partial
+from math import log
 
 import numpy as np
 import pytest
 
-from scratchgen.app.experiments import bounds, training, transfer
+from scratchgen.app.experiments import bounds, families, training, transfer
+from scratchgen.app.quality import quality_of
+from scratchgen.app.recipes import (
+    ClassifierRecipe,
+    DdpmRecipe,
+    GanRecipe,
+    HvaeRecipe,
+    VaeRecipe,
+    base,
+    ddpm,
+)
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
+from scratchgen.app.recipes.classifier import ClassifierConfig
+from scratchgen.app.recipes.data import load
+from scratchgen.app.recipes.ddpm import DdpmConfig, DdpmSampling
+from scratchgen.app.recipes.gan import GanConfig
+from scratchgen.app.recipes.hvae import HvaeConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits
+from scratchgen.metrics.samples import sharpness
 
 
 @pytest.fixture
@@ -87,3 +104,87 @@ def test_labelled_digits_are_balanced():
     chosen = transfer._per_class(labels, 5, Stream(0, backend("numpy")))
     assert len(set(chosen.tolist())) == 50
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [5] * 10)
+
+
+@pytest.fixture
+def small_families(monkeypatch):
+    """Small nets, two steps, an untrained judge, and of a part its first forty examples."""
+
+    def made(seed, data):
+        small = {"seed": seed, "data": data, "steps": 2, "ema": 0.5, "width": 8, "batch_size": 4}
+        return {
+            "VAE": VaeRecipe(VaeConfig(**small)),
+            "HVAE": HvaeRecipe(HvaeConfig(**small, kind="markov", latents="2,2")),
+            "GAN": GanRecipe(GanConfig(**small)),
+            "DDPM": DdpmRecipe(DdpmConfig(**small, timesteps=20)),
+        }
+
+    for recipe in (VaeRecipe, HvaeRecipe, DdpmRecipe):
+        monkeypatch.setattr(recipe, "draws", 2)
+    monkeypatch.setattr(base, "load", lambda *of: load(*of).take(slice(40)))
+    monkeypatch.setattr(ddpm, "PILOT", 8)
+    monkeypatch.setattr(families, "DDIM", DdpmSampling(sampler="ddim", steps=2))
+    monkeypatch.setattr(families, "families", made)
+    monkeypatch.setattr(
+        families,
+        "judge_for",
+        lambda recipe: ClassifierRecipe(
+            ClassifierConfig(data=recipe.config.data, width=8, batch_size=4)
+        ),
+    )
+    return made
+
+
+@pytest.mark.parametrize("data", ["digits", "digits-1000"])
+def test_families_share_seed_and_data(data):
+    made = families.families(4, data)
+    assert list(made) == ["VAE", "HVAE", "GAN", "DDPM"]
+    for recipe in made.values():
+        assert (recipe.config.seed, recipe.config.data) == (4, data)
+        assert recipe.config.hold_out == (data == "digits-1000")
+
+
+def test_families_are_measured_alike_on_the_test_part(small_families):
+    found = families.families_digits(3)
+    recipes = small_families(3, "digits")
+    judge = families.judge_for(recipes["VAE"])
+    for family, recipe in recipes.items():
+        part = training.trained(recipe).part("test")
+        assert part.codes.tolist() == load(recipe.config, "test").codes[:40].tolist()
+        values, real, drawn = families.measure(recipe, judge, part)
+        options = families.DDIM if family == "DDPM" else recipe.sampling_type()
+        np.testing.assert_array_equal(drawn.x, recipe.sample(40, 3, options).x)
+        rows = quality_of(drawn.x, recipe, part, 3, judge)["measures"]
+        for name in ("Fréchet distance", "kernel distance", "precision", "recall"):
+            row = rows[f"{name} on classifier features"]
+            assert (values[name], real[name]) == (row["value"], row["floor"])
+        assert values["sharpness"] == sharpness(part.x, drawn.x)
+        assert values.pop("seconds a sample") > 0.0
+        if family == "GAN":
+            assert "bits per dim" not in values
+        else:
+            assert values["bits per dim"] == recipe.evaluate(part, 2)["bits_per_dim"]
+            assert values["nats per image"] == pytest.approx(values["bits per dim"] * 64 * log(2))
+        for name, value in values.items():
+            assert found.pop(f"{name}, {family}") == value
+    assert found == {f"{name}, real data": value for name, value in real.items()}
+
+
+def test_the_second_result_of_the_families_is_on_the_other_split(monkeypatch):
+    monkeypatch.setattr(families, "_side_by_side", lambda seed, data: (seed, data))
+    assert families.families_digits_1000(3) == (3, "digits-1000")
+
+
+def test_both_sides_of_a_gan_are_counted(small_families):
+    gan = small_families(0, "digits")["GAN"]
+    values = families.measure(gan, families.judge_for(gan), gan.part("test")).values
+    sides = gan.params.theta.size + gan.gan.params.theta.size
+    assert values["parameters"] == sides
+
+
+def test_the_table_of_families_has_a_dash_where_there_is_no_measure():
+    lines = families.table({"VAE": {"parameters": 1234, "bits per dim": 1.23456}, "GAN": {}})
+    assert lines[0].split() == ["VAE", "GAN"]
+    assert lines[1].split() == ["parameters", "1,234", "–"]
+    assert lines[2].split() == ["bits", "per", "dim", "1.235", "–"]
+    assert len(lines) == 1 + len(families.FORMATS)
