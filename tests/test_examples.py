@@ -13,6 +13,7 @@ UNITS = {
     "autoencoder_pca": "squared error",
     "ddpm_densities": "nats",
     "ddpm_digits": "bits/dim",
+    "families_digits": "nats per image",
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
     "hvae_digits": "bits/dim",

@@ -1,0 +1,58 @@
+"""A VAE, a hierarchical VAE, a GAN and a diffusion side by side: the same digits, the same minutes.
+
+    python examples/families_digits.py --data digits --out families
+
+Each trains for about two minutes of one core; then one table and one picture. The loops are written
+out in `vae_digits.py`, `hvae_digits.py` (the chain), `wgan_gp_ring.py` and `ddpm_digits.py`.
+"""
+
+import argparse
+from pathlib import Path
+from time import process_time
+
+from threadpoolctl import threadpool_limits
+
+from scratchgen.app.experiments.families import REAL, families, measure, table
+from scratchgen.app.plots import image_rows
+from scratchgen.app.recipes import ClassifierRecipe
+from scratchgen.app.recipes.classifier import ClassifierConfig, judge_for
+
+SHOWN = 16
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
+def main() -> None:
+    """Train one after the other, print the table, draw the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("digits", "digits-1000"), default="digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/example-families-digits"))
+    parser.add_argument("--smoke", action="store_true", help="a few steps only")
+    given = parser.parse_args()
+
+    recipes = families(given.seed, given.data)
+    some = recipes["VAE"]
+    part = some.part("test")
+    if given.smoke:
+        part = part.take(slice(20))
+        judge = ClassifierRecipe(ClassifierConfig(data=given.data))  # untrained
+    else:
+        judge = judge_for(some)
+    columns, rows = {}, {"data": part.x[:SHOWN]}
+    for name, recipe in recipes.items():
+        began = process_time()
+        steps = 3 if given.smoke else recipe.config.steps
+        recipe.fit.until(steps, describe=recipe.describe)
+        recipe.params.theta = recipe.ema.average
+        print(f"{name}: {steps} steps in {process_time() - began:.0f} s of one core")
+        columns[name], columns[REAL], drawn = measure(recipe, judge, part)
+        rows[name] = drawn.x[:SHOWN]
+    columns[REAL] = columns.pop(REAL)  # to the right of all
+    print("\n".join(table(columns)))
+    path = given.out / f"{given.data}.png"
+    image_rows(path, rows, f"{given.data}: test part, and samples after two minutes of training")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
