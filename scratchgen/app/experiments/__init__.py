@@ -5,7 +5,7 @@ Each trains from nothing and measures on the test part; reproduce.py records and
 
 from collections.abc import Callable
 
-from scratchgen.app.experiments import bounds, diffusion, gans, transfer
+from scratchgen.app.experiments import bounds, diffusion, families, gans, transfer
 
 __all__ = ["EXPERIMENTS", "SLOW"]
 
@@ -20,6 +20,9 @@ EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "ddpm-moons": diffusion.ddpm_moons,
     "wgan-gp-ring8": gans.wgan_gp_ring8,
     "dcgan-digits": gans.dcgan_digits,
+    "families-digits": families.families_digits,
+    "families-digits-1000": families.families_digits_1000,
     "transfer-digits": transfer.transfer_digits,
 }
-SLOW = ("vdm-digits", "ddpm-digits")  # recorded for as few seeds as may be
+# recorded for as few seeds as may be
+SLOW = ("vdm-digits", "ddpm-digits", "families-digits", "families-digits-1000")
