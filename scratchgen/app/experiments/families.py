@@ -1,8 +1,8 @@
 """Four families of models on the same digits, trained for the same time, measured by one judge.
 
-Each trains for about two minutes of one core. Its steps make up those two minutes; dropout and the
-GAN's width were chosen on the validation part of `digits` for that many steps. `digits-1000` has
-the same configurations.
+Each has as many steps as make about two minutes of one core, and the other options of its own
+experiment: at this length a dropout of 0.15 or of 0.25 changes a VAE's −ELBO on the validation part
+of `digits` by less than 0.002 bits per dimension. `digits-1000` has the same configurations.
 """
 
 from math import prod
