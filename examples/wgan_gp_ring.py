@@ -73,9 +73,8 @@ def main() -> None:
     found = mode_coverage(x, ring.means, SPREAD)
     print(f"modes covered: {found.covered} of {found.modes}")
     print(f"high-quality samples, within 3 standard deviations: {found.high_quality:.3f}")
-    print(
-        f"spread of those of a mode, over its own (of data 0.97): {mode_spread(x, ring.means, SPREAD):.2f}"
-    )
+    spread = mode_spread(x, ring.means, SPREAD)
+    print(f"spread of those of a mode, over its own: {spread:.2f} (of data 0.97)")
     path = given.out / "samples.png"
     point_cloud(path, x, "WGAN with gradient penalty", ring.sample(2500, stream.at("data")))
     print(f"wrote {path}")

@@ -14,6 +14,7 @@ from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
 from scratchgen.app.recipes.data import PLANAR, density, modes
 from scratchgen.app.recipes.gan import LOSSES, PENALISED, ROW, WGAN, GanConfig, GanSampling
+from scratchgen.app.recipes.gan_report import shown
 from scratchgen.app.sampling import sampling_options
 from scratchgen.app.workers import Sharing, crew
 from scratchgen.core.module import Parameter
@@ -711,9 +712,9 @@ def test_classes_that_are_missing_are_named(judged):
 
 
 def test_a_class_is_shown_by_a_tenth_of_its_share():
-    assert gan.shown(0.01, 0.1)
-    assert not gan.shown(0.0099, 0.1)
-    assert gan.shown(0.0, 0.0)
+    assert shown(0.01, 0.1)
+    assert not shown(0.0099, 0.1)
+    assert shown(0.0, 0.0)
 
 
 # What is said and drawn.

@@ -1,7 +1,8 @@
 """Adversarial games: the modes and classes that their samples show."""
 
 from scratchgen.app.experiments.training import trained
-from scratchgen.app.recipes.gan import GanConfig, GanRecipe, shown
+from scratchgen.app.recipes.gan import GanConfig, GanRecipe
+from scratchgen.app.recipes.gan_report import shown
 
 
 def wgan_gp_ring8(seed: int) -> dict[str, float]:

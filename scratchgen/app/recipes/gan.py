@@ -1,12 +1,12 @@
 """`train gan`: generators that play against a discriminator, on points of the plane or images."""
 
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from scratchgen.app import gan_plots
+from scratchgen.app.recipes import gan_report
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
 from scratchgen.app.recipes.classifier import can_be_judged, judge_for
 from scratchgen.app.recipes.config import (
@@ -60,7 +60,6 @@ POINTS_PENALISED = {  # the best of a few on five by five modes, in two minutes
     "learning_rate": 2e-3,
 }
 ROW = 8  # images of a way from one latent to another
-ENOUGH = 10  # expected samples of a mode or class, below which one may be missing by chance
 WON = 0.05  # a discriminator's cost below which it tells nearly every fake from data
 
 
@@ -315,43 +314,7 @@ class GanRecipe(Recipe):
     @staticmethod
     def report(result: dict) -> list[str]:
         """The same in lines; modes and classes that are missing are said."""
-        lines, n = [f"{result['samples']} samples"], result["samples"]
-        if "high_quality" in result:
-            covered, known = result["covered"], result["modes"]
-            lines.append(f"modes covered: {covered} of {known}")
-            lines.append(
-                f"high-quality samples, within 3 standard deviations of a mode: "
-                f"{100 * result['high_quality']:.1f} % (of data 98.9 %)"
-            )
-            lines.append(
-                f"spread of those of a mode, over its own: {result['spread']:.2f} (of data 0.97)"
-            )
-            if covered == 0:
-                lines.append("warning: no mode is covered; the generator has not learned the data")
-            elif covered < known:
-                lines.append(_warning("modes are missing", n, 1.0 / known))
-        elif "classifier_accuracy" in result:
-            lines.append(
-                f"a classifier, right on {100 * result['classifier_accuracy']:.1f} % of data:"
-            )
-            for name in ("samples", "data"):
-                shares = " ".join(f"{share:.2f}" for share in result[f"class_shares_of_{name}"])
-                confidence = result[f"confidence_on_{name}"]
-                lines.append(
-                    f"  {name:8} mean confidence {confidence:.3f}, shares of classes {shares}"
-                )
-            drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
-            missing = [
-                i for i in range(len(real)) if real[i] > 0.0 and not shown(drawn[i], real[i])
-            ]
-            if missing:
-                what = f"too few samples of classes {', '.join(map(str, missing))}"
-                lines.append(_warning(what, n, min(real[i] for i in missing)))
-        else:
-            lines.append(
-                "there are no modes or classes to count; --samples N adds distances from data"
-            )
-        return lines
+        return gan_report.lines(result)
 
     def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
         """Nothing beyond what `sample` draws."""
@@ -371,16 +334,3 @@ class GanRecipe(Recipe):
         starts = range(0, whole, count)
         x = [self.images(self.model(z[start : start + count, ...])[0]) for start in starts]
         return Sampled(np.concatenate(x)[:n], columns=ROW if options.interpolate else None)
-
-
-def shown(drawn: float, real: float) -> bool:
-    """Whether a class with that share of the data has at least a tenth of it among the samples."""
-    return 10.0 * drawn >= real
-
-
-def _warning(what: str, n: int, rarest: float) -> str:
-    """That something is missing among n samples, where the rarest of it has that share of data."""
-    need = ceil(ENOUGH / rarest)
-    if n < need:
-        return f"warning: {what}, which may be chance; --draws {need} or more would tell"
-    return f"warning: {what}; the generator leaves them out, or misses them"
