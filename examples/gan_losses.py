@@ -85,7 +85,7 @@ def main() -> None:
     runs, steps = (1, 5) if given.smoke else (5, 400)
     streams = [Stream(given.seed, backend("numpy", "float64")).at(run) for run in range(runs)]
     games = {column: {} for column in OPTIMISERS}
-    print(f"steps of {steps} until the means are within {NEAR:g} standard deviations, median of {runs}")
+    print(f"steps of {steps} until the means are within {NEAR:g} standard deviations: median")
     for column, optimiser in OPTIMISERS.items():
         for name, loss in LOSSES.items():
             found = np.stack([play(loss, optimiser, steps, stream) for stream in streams])
