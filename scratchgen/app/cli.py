@@ -48,6 +48,22 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = Parser(prog="scratchgen", description="Deep generative models from scratch.")
+    _add_common(top)
+    doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help, add_options in (
+        ("demo", "train a VAE on real digits, measure it, draw from it", _add_demo),
+        ("train", "train a model, or resume a run", _add_training),
+        ("sample", "draw samples from a trained run", _add_sample),
+        ("evaluate", "measure a trained run", _add_evaluation),
+        ("info", "versions and devices, or what a run folder holds", _add_info),
+        ("reproduce", "remake a published result and compare", _add_reproduce),
+        ("explain", "an equation: its source, code, tests and errata", _add_explain),
+    ):
+        add_options(doors.add_parser(name, help=help))
+    return top
+
+
+def _add_common(top: argparse.ArgumentParser) -> None:
     top.add_argument("--version", action="version", version=f"scratchgen {__version__}")
     top.add_argument(
         "--blas-threads",
@@ -65,16 +81,37 @@ def parser() -> argparse.ArgumentParser:
         help="the readable functions only: without their faster twins, without the threads "
         "that share batches in `train`, and the processes that share samples in `sample`",
     )
-    doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = doors.add_parser("demo", help="train a VAE on real digits, measure it, draw from it")
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-demo)")
     demo.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
-    train = doors.add_parser("train", help="train a model, or resume a run")
-    _add_training(train)
 
-    sample = doors.add_parser("sample", help="draw samples from a trained run")
+def _add_training(train: argparse.ArgumentParser) -> None:
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
+    common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
+    common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    common.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N|auto",
+        help="threads that share each batch (default: auto, which takes every core this process "
+        "may use where that pays; a resumed run keeps its own number). Each computes its matrix "
+        "products in one thread, so more than 1 needs `scratchgen --blas-threads 1`, the default",
+    )
+    for action in common._actions:
+        train._add_action(action)
+    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
+    for name, recipe in RECIPES.items():
+        model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
+        for each in fields(recipe.config_type):
+            _add_option(model, each)
+
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("run", type=Path, metavar="RUN", help="run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
@@ -87,44 +124,6 @@ def parser() -> argparse.ArgumentParser:
         "core on Linux and 1 elsewhere)",
     )
     _add_sampling(sample)
-
-    evaluate = doors.add_parser("evaluate", help="measure a trained run")
-    _add_evaluation(evaluate)
-
-    info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
-    info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
-    info.add_argument("--json", action="store_true", help="print one JSON object")
-    info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
-    info.add_argument(
-        "--schedule",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="what a noise schedule does: RUN's own, or linear or cosine",
-    )
-    info.add_argument(
-        "--timesteps", type=int, default=1000, help="T of a schedule by name (default: 1000)"
-    )
-    info.add_argument("--reading", action="store_true", help="the source files to read, in order")
-
-    again = doors.add_parser("reproduce", help="remake a published result and compare")
-    again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
-    again.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    again.add_argument("--json", action="store_true", help="print one JSON object")
-    again.add_argument(
-        "--record", type=Path, metavar="DIR", help="run all seeds and write DIR/NAME.json instead"
-    )
-    again.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
-    )
-
-    about = doors.add_parser("explain", help="an equation: its source, code, tests and errata")
-    about.add_argument("key", nargs="?", metavar="KEY", help="such as DDPM-6; none lists all")
-    about.add_argument(
-        "--search", nargs="+", default=(), metavar="WORD", help="list the keys whose text has all"
-    )
-    about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
-    return top
 
 
 def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
@@ -162,27 +161,41 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_training(train: argparse.ArgumentParser) -> None:
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
-    common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
-    common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
-    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    common.add_argument(
-        "--workers",
-        type=_workers,
-        metavar="N|auto",
-        help="threads that share each batch (default: auto, which takes every core this process "
-        "may use where that pays; a resumed run keeps its own number). Each computes its matrix "
-        "products in one thread, so more than 1 needs `scratchgen --blas-threads 1`, the default",
+def _add_info(info: argparse.ArgumentParser) -> None:
+    info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
+    info.add_argument(
+        "--schedule",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="what a noise schedule does: RUN's own, or linear or cosine",
     )
-    for action in common._actions:
-        train._add_action(action)
-    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
-    for name, recipe in RECIPES.items():
-        model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
-        for each in fields(recipe.config_type):
-            _add_option(model, each)
+    info.add_argument(
+        "--timesteps", type=int, default=1000, help="T of a schedule by name (default: 1000)"
+    )
+    info.add_argument("--reading", action="store_true", help="the source files to read, in order")
+
+
+def _add_reproduce(again: argparse.ArgumentParser) -> None:
+    again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
+    again.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    again.add_argument("--json", action="store_true", help="print one JSON object")
+    again.add_argument(
+        "--record", type=Path, metavar="DIR", help="run all seeds and write DIR/NAME.json instead"
+    )
+    again.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
+    )
+
+
+def _add_explain(about: argparse.ArgumentParser) -> None:
+    about.add_argument("key", nargs="?", metavar="KEY", help="such as DDPM-6; none lists all")
+    about.add_argument(
+        "--search", nargs="+", default=(), metavar="WORD", help="list the keys whose text has all"
+    )
+    about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
 
 
 def _workers(text: str) -> int | str:
