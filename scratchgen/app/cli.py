@@ -22,6 +22,7 @@ from scratchgen.app import commands, quality, reproduce, sampling
 from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.config import flag_of
 from scratchgen.app.recipes.data import settled
 from scratchgen.app.schedule_report import print_schedule
 from scratchgen.app.workers import AUTO, Sharing
@@ -157,7 +158,7 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="of `train classifier`, whose features are compared (default: one trained anew)",
     )
-    _add_sampling(evaluate)
+    _add_sampling(evaluate, measured=True)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -209,13 +210,14 @@ def _workers(text: str) -> int | str:
         ) from None
 
 
-def _add_sampling(door: argparse.ArgumentParser) -> None:
+def _add_sampling(door: argparse.ArgumentParser, measured: bool = False) -> None:
     """The options of every model's sampler; which of them a run has is found when it is known."""
     known: dict[str, Field] = {}
     for recipe in RECIPES.values():
         known |= {each.name: each for each in fields(recipe.sampling_type)}
     for each in known.values():
-        _add_option(door, each)
+        if not (measured and each.metadata["pictures"]):
+            _add_option(door, each)
 
 
 def _sampling_given(given: argparse.Namespace) -> dict:
@@ -226,7 +228,7 @@ def _sampling_given(given: argparse.Namespace) -> dict:
 
 def _add_option(door: argparse.ArgumentParser, each: Field) -> None:
     """A dataclass field as a flag, which is absent from the result where it is not given."""
-    flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
+    flag, text = flag_of(each.name), each.metadata["help"]
     if each.type is bool:
         door.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         return
@@ -284,8 +286,9 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> None:
     options = _sampling_given(given)
-    if given.samples is None and (options or given.classifier):
-        raise ValueError("--classifier and the sampler's options go with --samples N; add it")
+    if given.samples is None and (options or given.classifier or given.seed):
+        what = "--seed, --classifier and the sampler's options"
+        raise ValueError(f"{what} go with --samples N; add it")
     found = {}
     if given.samples is not None:
         n, seed = given.samples, given.seed

@@ -10,6 +10,7 @@ import numpy as np
 from scratchgen.app import diffusion_plots, plots, runs
 from scratchgen.app.recipes import Recipe
 from scratchgen.app.recipes.base import Sampled
+from scratchgen.app.recipes.config import flag_of
 from scratchgen.app.workers import ALONE, Sharing, processes
 from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
@@ -95,5 +96,5 @@ def sampling_options(recipe: Recipe, given: dict):
     """
     odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
     if odd:
-        raise ValueError(f"the sampler of {recipe.name} has no option --{odd[0].replace('_', '-')}")
+        raise ValueError(f"the sampler of {recipe.name} has no option {flag_of(odd[0])}")
     return recipe.sampling_type(**given)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -12,8 +13,14 @@ import pytest
 
 from scratchgen.app import commands
 from scratchgen.app.cli import main
+from scratchgen.app.quality import sample_quality
+from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.config import flag_of
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling
+from scratchgen.app.recipes.gan import GanSampling
+from scratchgen.app.recipes.hvae import HvaeSampling
 from scratchgen.app.recipes.vae import VaeConfig
-from scratchgen.app.runs import new_run
+from scratchgen.app.runs import new_run, read_recipe
 from scratchgen.core import twins
 from scratchgen.training.fit import Fit
 
@@ -154,6 +161,38 @@ def test_sample_i_of_four_is_sample_i_of_seventy(run, capsys):
     assert np.any(other != few)
     still = samples(run, capsys, "-n", "4", "--temperature", "0")
     np.testing.assert_allclose(still, np.repeat(still[:1], 4, axis=0), rtol=1e-6)
+
+
+def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys):
+    listed = {}
+    for door in ("sample", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([door, "--help"])
+        listed[door] = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    options = {each.name: each for kind in RECIPES.values() for each in fields(kind.sampling_type)}
+    pictures = {name for name, each in options.items() if each.metadata["pictures"]}
+    assert pictures == {"keep_levels", "interpolate", "shared_noise", "trajectory"}
+    for name in options:
+        assert flag_of(name) in listed["sample"]
+        assert (flag_of(name) in listed["evaluate"]) == (name not in pictures)
+    assert "unrecognized" in refused(capsys, "evaluate", run, "--samples", 50, "--keep-levels", 1)
+    for flags in (["--seed", 1], ["--temperature", 0.5]):
+        assert "go with --samples N; add it" in refused(capsys, "evaluate", run, *flags)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        HvaeSampling(keep_levels=1),
+        GanSampling(interpolate=True),
+        DiffusionSampling(shared_noise=True),
+        DiffusionSampling(trajectory=True),
+    ],
+)
+def test_samples_for_pictures_are_not_measured(run, options):
+    recipe = read_recipe(run)
+    with pytest.raises(ValueError, match=r"^--\S+ is for the pictures of `sample`.*leave it out$"):
+        sample_quality(recipe, recipe.part("test"), 50, 0, options, None)
 
 
 def test_info_tells_versions_and_runs(run, capsys):

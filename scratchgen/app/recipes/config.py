@@ -8,9 +8,18 @@ from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, require_known, set
 CONV = "conv"
 
 
-def option(default, help: str, choices=None) -> Any:
-    """A dataclass field that becomes a flag of `train`."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices=None, pictures: bool = False) -> Any:
+    """A dataclass field that becomes a flag of `train`, or of `sample` and `evaluate`.
+
+    Args:
+        default: its value where it is not given.
+        help: of the flag.
+        choices: the values it may have.
+        pictures: whether it is for pictures alone: `sample` has it and `evaluate` does not, because
+            the samples depend on each other, or more is kept of them.
+    """
+    about = {"help": help, "choices": choices, "pictures": pictures}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Config:
     def __post_init__(self):
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["choices"]
-            flag = _flag(each.name)
+            flag = flag_of(each.name)
             if not _is_a(value, each.type):
                 raise ValueError(f"{flag} must be of type {_type_name(each)}, got {value!r}")
             if choices and value not in choices:
@@ -62,7 +71,7 @@ class Config:
         require_at_least(self, 0, "seed", "depth", "size")
         for name in ("dropout", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{flag_of(name)} must lie in [0, 1), got {getattr(self, name)}")
         require_positive(self, "learning_rate")
         require_known(self)
         object.__setattr__(self, "data", settled(self.data))
@@ -136,7 +145,7 @@ def whole_numbers(options, name: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
-            f"{_flag(name)} must be whole numbers of at least 1 with commas between them, "
+            f"{flag_of(name)} must be whole numbers of at least 1 with commas between them, "
             f"got {text!r}"
         )
     return tuple(map(int, parts))
@@ -155,7 +164,7 @@ def numbers(options, name: str) -> tuple[float, ...]:
         found = (-1.0,)
     if not all(0.0 <= value < float("inf") for value in found):
         raise ValueError(
-            f"{_flag(name)} must be numbers ≥ 0 with commas between them, got {text!r}"
+            f"{flag_of(name)} must be numbers ≥ 0 with commas between them, got {text!r}"
         )
     return found
 
@@ -169,7 +178,7 @@ def require_positive(options, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not 0.0 < value < float("inf"):
-            raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
+            raise ValueError(f"{flag_of(name)} must be positive and finite, got {value}")
 
 
 def require_not_negative(options, *names: str) -> None:
@@ -181,7 +190,7 @@ def require_not_negative(options, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(options, name) < float("inf"):
             raise ValueError(
-                f"{_flag(name)} must be finite and not negative, got {getattr(options, name)}"
+                f"{flag_of(name)} must be finite and not negative, got {getattr(options, name)}"
             )
 
 
@@ -194,10 +203,10 @@ def require_at_least(options, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value < least:
-            raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
+            raise ValueError(f"{flag_of(name)} must be at least {least}, got {value}")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     """An option as it is typed on the command line."""
     return "--" + name.replace("_", "-")
 

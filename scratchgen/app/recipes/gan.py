@@ -142,7 +142,7 @@ class GanSampling(Sampling):
     """The options of a GAN's sampler."""
 
     interpolate: bool = option(
-        False, f"rows of {ROW} samples on the way from one latent to another (gan)"
+        False, f"rows of {ROW} samples on the way from one latent to another (gan)", pictures=True
     )
 
 

@@ -130,6 +130,7 @@ class HvaeSampling(Sampling):
         0,
         f"how many levels of an hvae, from the top, each {ROW} samples share; the others are drawn "
         "anew for every sample",
+        pictures=True,
     )
 
     def __post_init__(self):
