@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     for name, help, add_options in (
         ("demo", "train a VAE on real digits, measure it, draw from it", _add_demo),
         ("train", "train a model, or resume a run", _add_training),
-        ("sample", "draw samples from a trained run", _add_sample),
+        ("sample", "draw samples from a trained run; earlier ones stay", _add_sample),
         ("evaluate", "measure a trained run", _add_evaluation),
         ("info", "versions and devices, or what a run folder holds", _add_info),
         ("reproduce", "remake a published result and compare", _add_reproduce),

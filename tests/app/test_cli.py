@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,9 +146,14 @@ def test_a_collapsed_posterior_is_called_that(tmp_path, capsys):
 
 
 def samples(run, capsys, *arguments):
+    capsys.readouterr()
     assert main(["sample", str(run), *arguments]) == 0
-    assert capsys.readouterr().out.strip().endswith("samples.png")
-    with np.load(run / "samples.npz", allow_pickle=False) as archive:
+    said = capsys.readouterr()
+    picture = run / "figures" / Path(said.out.strip()).name
+    assert picture.is_file()
+    written = run / picture.with_suffix(".npz").name
+    assert said.err.strip().endswith(f"s, into {written}")
+    with np.load(written, allow_pickle=False) as archive:
         return archive["x"]
 
 
@@ -161,6 +167,34 @@ def test_sample_i_of_four_is_sample_i_of_seventy(run, capsys):
     assert np.any(other != few)
     still = samples(run, capsys, "-n", "4", "--temperature", "0")
     np.testing.assert_allclose(still, np.repeat(still[:1], 4, axis=0), rtol=1e-6)
+
+
+def test_samples_of_earlier_calls_stay(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("samples*"))
+    kept = {}
+    for number, seed in enumerate("778"):
+        drawn = samples(copy, capsys, "-n", "4", "--seed", seed)
+        suffix = ("", "_2", "_3")[number]
+        new = {copy / f"samples{suffix}.npz", copy / "figures" / f"samples{suffix}.png"}
+        assert set(copy.rglob("samples*")) == kept.keys() | new
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        kept |= {path: path.read_bytes() for path in new}
+        with np.load(copy / f"samples{suffix}.npz") as archive:
+            np.testing.assert_array_equal(archive["x"], drawn)
+            assert archive["seed"] == int(seed)
+
+
+def test_samples_that_could_not_be_written_leave_no_file(run, tmp_path, capsys, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("samples*"))
+
+    def full(*arguments, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert "No space left" in refused(capsys, "sample", copy)
+    assert list(copy.rglob("*samples*")) == []
 
 
 def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys):

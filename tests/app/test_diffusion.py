@@ -243,6 +243,8 @@ def test_points_are_measured_beside_their_own_density(run, capsys):
 
 
 def drawn(folder, *options) -> dict:
+    for earlier in folder.rglob("samples*"):
+        earlier.unlink()
     assert main(["sample", str(folder), *options]) == 0
     with np.load(folder / "samples.npz", allow_pickle=False) as archive:
         return dict(archive)
