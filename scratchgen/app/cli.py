@@ -255,7 +255,9 @@ def _train(given: argparse.Namespace) -> None:
         commands.resume(resumed, stop_at, quiet, expected, _sharing(given))
         return
     recipe = RECIPES[model]
-    commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet, _sharing(given))
+    config = recipe.config_type(**chosen)
+    config.refuse_without_effect(chosen)  # even where the value is the default
+    commands.train(recipe(config), out, stop_at, quiet, _sharing(given))
 
 
 def _sample(given: argparse.Namespace) -> Path:

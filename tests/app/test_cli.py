@@ -273,6 +273,21 @@ def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, flags, w
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["autoencoder", "--net", "linear", "--depth", "2"], "--net linear has no hidden layer"),
+        (["autoencoder", "--net", "sigmoid", "--depth", "1"], "--net sigmoid has no hidden layer"),
+        (["autoencoder", "--net", "linear", "--dropout", "0.0"], "--dropout is for deep nets"),
+        (["classifier", "--depth", "4"], "--depth is for fully connected nets"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, capsys, monkeypatch, flags, what):
+    monkeypatch.chdir(tmp_path)
+    assert what in refused(capsys, "train", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_demo_with_a_bad_seed_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "--seed must be at least 0" in refused(capsys, "demo", "--seed", -1)

@@ -126,6 +126,7 @@ def test_options_that_are_given_stay():
         (["--dropout", "0.1"], "--dropout is not for gan; leave it out"),
         (["--data", "ring8", "--net", "conv"], "ring8 are points in the plane; leave out --net"),
         (["--depth", "2"], "--depth is for fully connected nets"),
+        (["--depth", "3"], "--depth is for fully connected nets"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--net", "unet"], "invalid choice: 'unet'"),
         (["--batch-size", "2000"], "--batch-size must be at most the 1437 training examples"),

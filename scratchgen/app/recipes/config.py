@@ -1,5 +1,6 @@
 """The options that every model has: config.json, and the flags of `train`."""
 
+from collections.abc import Collection
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -54,6 +55,26 @@ class Config:
     ema: float = option(0.999, "decay of the weight average that is evaluated")
     hold_out: bool = option(False, "leave the validation part out of the training, to choose on")
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Options that say nothing here, and what they are for."""
+        if self.net == CONV:
+            return {"depth": "fully connected nets; that of --net conv follows from --size"}
+        return {}
+
+    def refuse_without_effect(self, given: Collection[str]) -> None:
+        """Refuse options that say nothing here.
+
+        Args:
+            given: the names of those that were chosen.
+
+        Raises:
+            ValueError: there is one of them.
+        """
+        for name, what in self.without_effect.items():
+            if name in given:
+                raise ValueError(f"{flag_of(name)} is for {what}, so leave it out")
+
     def __post_init__(self):
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["choices"]
@@ -63,6 +84,8 @@ class Config:
             if choices and value not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
+        chosen = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        self.refuse_without_effect(chosen)
         if self.width == 0:
             object.__setattr__(self, "width", self.default_width)
         if self.width < 0:
@@ -102,21 +125,7 @@ class ImageConfig(Config):
                 f"{self.data} are points in the plane, and this model is for images; "
                 "train ddpm or vdm on them"
             )
-        if self.net == CONV:
-            self._check_conv()
-
-    def _check_conv(self):
-        """Refuse what a convolutional net cannot be built with.
-
-        Raises:
-            ValueError: a depth was chosen, or the width is no multiple of 8.
-        """
-        if self.depth != Config.depth:
-            raise ValueError(
-                "--depth is for fully connected nets; that of --net conv follows from --size, so "
-                "leave it out"
-            )
-        if self.width % 8:
+        if self.net == CONV and self.width % 8:
             raise ValueError(f"--width must be a multiple of 8 for --net conv, got {self.width}")
 
 

@@ -126,10 +126,6 @@ class GanConfig(Config):
             raise ValueError("--dropout is not for gan; leave it out")
         if planar and conv:
             raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
-        if conv and self.depth != 3:
-            raise ValueError(
-                "--depth is for fully connected nets; that of --net conv follows from --size"
-            )
 
     @property
     def default_width(self) -> int:
