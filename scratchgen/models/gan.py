@@ -5,7 +5,7 @@ tells data from fakes, then G moves its fakes to where they are taken for data. 
 to be a probability, a is its logit: -log D = softplus(-a), -log(1 - D) = softplus(a), and no
 logarithm of a sigmoid is ever taken.
 
-    adversary        discriminator: a datum      a fake          generator
+    losses           discriminator: a datum      a fake          generator
     Minimax          softplus(-a)                softplus(a)     -softplus(a) = log(1 - D)
     NonSaturating    softplus(-a)                softplus(a)     softplus(-a) = -log D
     KlDivergence     softplus(-a)                softplus(a)     -a
@@ -145,16 +145,16 @@ class Gan(Module):
         generator: net z -> x.
         discriminator: net x -> (N,).
         params: the vector of the discriminator's parameters.
-        adversary: one of the losses above.
+        losses: one of the losses above.
 
     Raises:
         ValueError: the discriminator has a layer that reads data, and so keeps G's gradient back.
     """
 
-    def __init__(self, generator, discriminator, params: FlatParameters, adversary):
+    def __init__(self, generator, discriminator, params: FlatParameters, losses):
         _require_input_gradient(discriminator)
         self.generator, self.discriminator = generator, discriminator
-        self.params, self.adversary = params, adversary
+        self.params, self.losses = params, losses
 
     def generate(self, z, stream=None):
         """x = G(z), without a gradient: z (N, ...) ~ p(z) -> (N, ...).
@@ -183,10 +183,10 @@ class Gan(Module):
         """
         real_score, real_pullback = self._score(x, stream, "real")
         fake_score, fake_pullback = self._score(fake, stream, "fake")
-        terms, adversary_pullback = self.adversary.discriminator(real_score, fake_score)
+        terms, losses_pullback = self.losses.discriminator(real_score, fake_score)
 
         def pullback(d_real_term, d_fake_term):
-            d_real, d_fake = adversary_pullback(d_real_term, d_fake_term)
+            d_real, d_fake = losses_pullback(d_real_term, d_fake_term)
             real_pullback(d_real)
             fake_pullback(d_fake)
 
@@ -210,11 +210,11 @@ class Gan(Module):
         """
         fake, generator_pullback = self.run("generator", self.generator, z, stream=stream)
         score, discriminator_pullback = self._score(fake, stream, "fake")
-        term, adversary_pullback = self.adversary.generator(score)
+        term, losses_pullback = self.losses.generator(score)
 
         def pullback(d):
             with self.params.frozen():
-                d_fake = discriminator_pullback(adversary_pullback(d))
+                d_fake = discriminator_pullback(losses_pullback(d))
             generator_pullback(d_fake)
 
         return term, pullback

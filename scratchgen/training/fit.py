@@ -25,6 +25,7 @@ from scratchgen.core.parallel import Solo, Workers
 from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
 from scratchgen.training.batch import NotFinite, batch_means, broken
+from scratchgen.training.opponent import Opponent
 from scratchgen.training.optim import Ema, Optimiser
 from scratchgen.training.progress import interrupts, progress
 
@@ -76,19 +77,6 @@ class Guard(Kept, Protocol):
         """Whether to learn from params.grad."""
 
 
-class Opponent(Kept, Protocol):
-    """Who learns before each step of the run, such as the discriminator of a GAN.
-
-    Its state must be all that `advance` changes: if a step fails, the opponent is put back too.
-    """
-
-    def advance(self, step: int, workers: Workers) -> dict[str, float]:
-        """Learn against the model as it stands; returns the batch means of its own terms."""
-
-    def broken(self) -> str | None:
-        """What of it is not finite, such as "parameter layers.0.weight", or None."""
-
-
 class Fit:
     """One training run: model, vector, optimiser and what has been logged so far.
 
@@ -107,7 +95,7 @@ class Fit:
         control: sees every step's means, such as `kl_control.KlControl`; its weights go into loss.
         guard: sees every gradient, such as `kl_control.SpikeGuard`. A step that it refuses is done
             and logged like any other, but parameters, optimiser and average stay as they were.
-        opponent: learns before each step, such as `adversary.Rival`; its terms are logged
+        opponent: learns before each step, such as the discriminator of a GAN; its terms are logged
             beside the run's own, which have other names, and control sees both.
     """
 

@@ -1,11 +1,11 @@
-"""app/experiments.py: what is trained, what is copied, what is scored."""
+"""app/experiments: what is trained, what is copied, what is scored."""
 
 from functools import partial
 
 import numpy as np
 import pytest
 
-from scratchgen.app import experiments
+from scratchgen.app.experiments import bounds, training, transfer
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.core.arrays import backend
@@ -18,13 +18,13 @@ def tiny(monkeypatch):
     """The experiments' own code with small nets and few steps; what is built is kept to look at."""
     small = {"width": 16, "latent": 3, "steps": 12, "ema": 0.5}
     kept = {"recipes": [], "classifiers": [], "scored": []}
-    trained = experiments._trained
+    whole = training.trained
 
     def keep(recipe):
-        kept["recipes"].append(trained(recipe))
+        kept["recipes"].append(whole(recipe))
         return recipe
 
-    class Kept(experiments.Classifier):
+    class Kept(transfer.Classifier):
         def __init__(self, trunk, head, frozen_trunk=False):
             super().__init__(trunk, head, frozen_trunk)
             kept["classifiers"].append(self)
@@ -33,18 +33,19 @@ def tiny(monkeypatch):
             kept["scored"].append(x)
             return super().predict(x)
 
-    monkeypatch.setattr(experiments, "VaeConfig", lambda **given: VaeConfig(**given | small))
-    monkeypatch.setattr(experiments, "AutoencoderConfig", partial(AutoencoderConfig, **small))
-    monkeypatch.setattr(experiments, "_trained", keep)
-    monkeypatch.setattr(experiments, "Classifier", Kept)
-    monkeypatch.setattr(experiments, "HEAD_STEPS", 2)
-    monkeypatch.setattr(experiments, "SAMPLES", 4)
+    for module in (bounds, transfer):
+        monkeypatch.setattr(module, "VaeConfig", lambda **given: VaeConfig(**given | small))
+        monkeypatch.setattr(module, "trained", keep)
+    monkeypatch.setattr(transfer, "AutoencoderConfig", partial(AutoencoderConfig, **small))
+    monkeypatch.setattr(transfer, "Classifier", Kept)
+    monkeypatch.setattr(transfer, "HEAD_STEPS", 2)
+    monkeypatch.setattr(bounds, "SAMPLES", 4)
     return kept
 
 
 @pytest.mark.parametrize(
     ("experiment", "net"),
-    [(experiments.vae_digits, "mlp"), (experiments.conv_vae_digits, "conv")],
+    [(bounds.vae_digits, "mlp"), (bounds.conv_vae_digits, "conv")],
 )
 def test_the_digits_result_is_the_average_on_the_test_part(tiny, experiment, net):
     found = experiment(3)
@@ -52,14 +53,14 @@ def test_the_digits_result_is_the_average_on_the_test_part(tiny, experiment, net
     assert (recipe.config.seed, recipe.config.net, recipe.config.hold_out) == (3, net, False)
     assert recipe.fit.steps_done == 12
     np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
-    want = recipe.evaluate(load_digits("test"), experiments.SAMPLES)
+    want = recipe.evaluate(load_digits("test"), bounds.SAMPLES)
     assert found == {name: want[name] for name in found}
     assert "bits_per_dim" in found
 
 
 @pytest.mark.equation("NET-3")
 def test_transfer_starts_from_the_encoders_and_scores_the_test_part(tiny):
-    found = experiments.transfer_digits(2)
+    found = transfer.transfer_digits(2)
     assert len(found) == 18 + 12
     for value, gain in found.items():
         if value.startswith("gain"):
@@ -83,6 +84,6 @@ def test_transfer_starts_from_the_encoders_and_scores_the_test_part(tiny):
 
 def test_labelled_digits_are_balanced():
     labels = load_digits("train").labels
-    chosen = experiments._per_class(labels, 5, Stream(0, backend("numpy")))
+    chosen = transfer._per_class(labels, 5, Stream(0, backend("numpy")))
     assert len(set(chosen.tolist())) == 50
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [5] * 10)

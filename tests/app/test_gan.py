@@ -13,7 +13,7 @@ from scratchgen.app.recipes import GanRecipe, VaeRecipe, gan, recipe_from_json
 from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
 from scratchgen.app.recipes.data import PLANAR, density, modes
-from scratchgen.app.recipes.gan import ADVERSARIES, PENALISED, ROW, WGAN, GanConfig, GanSampling
+from scratchgen.app.recipes.gan import LOSSES, PENALISED, ROW, WGAN, GanConfig, GanSampling
 from scratchgen.app.sampling import sampling_options
 from scratchgen.app.workers import Sharing, crew
 from scratchgen.core.module import Parameter
@@ -45,7 +45,7 @@ PLAYED = {
     "wgan": Wasserstein,
     "wgan-gp": Wasserstein,
 }
-every_loss = pytest.mark.parametrize("loss", ADVERSARIES)
+every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_game = pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
 WASSERSTEIN = (WGAN, PENALISED)
 
@@ -65,8 +65,8 @@ def copies(params) -> dict:
 
 def gradients(recipe, loss, *shards) -> list:
     """What both sides' gradients grow by while a loss is run on those rows."""
-    ours, theirs = (np.zeros_like(p.theta) for p in (recipe.params, recipe.rival.params))
-    with recipe.params.gradient_into(ours), recipe.rival.params.gradient_into(theirs):
+    ours, theirs = (np.zeros_like(p.theta) for p in (recipe.params, recipe.opponent.params))
+    with recipe.params.gradient_into(ours), recipe.opponent.params.gradient_into(theirs):
         parts = [loss(rows) for rows in shards]
     return [ours, theirs, parts]
 
@@ -83,7 +83,7 @@ def test_configurations_survive_json_with_every_default_written_out(loss, game):
     assert type(again) is GanRecipe
     assert again.config == recipe.config
     np.testing.assert_array_equal(again.params.theta, recipe.params.theta)
-    np.testing.assert_array_equal(again.rival.params.theta, recipe.rival.params.theta)
+    np.testing.assert_array_equal(again.opponent.params.theta, recipe.opponent.params.theta)
     assert written["net"] == ("conv" if game is CONV else "mlp")
     for name in ("latent", "discriminator_steps", "learning_rate"):
         assert written[name] > 0
@@ -160,18 +160,18 @@ def test_interpolation_is_an_option_of_gans_only():
 @every_game
 def test_both_sides_learn(loss, game):
     recipe = made(loss=loss, discriminator_steps=2, **game)
-    ours, theirs = copies(recipe.params), copies(recipe.rival.params)
+    ours, theirs = copies(recipe.params), copies(recipe.opponent.params)
     recipe.fit.until(2, quiet=True)
     names = ["step", "generator", "real", "fake", "gradient_norm"]
     assert sorted(recipe.fit.history) == sorted(names + ["penalty"] * (loss == PENALISED))
     for name, p in recipe.params.table.items():
         assert np.any(p.read().value != ours[name]), name
     last = max(theirs, key=lambda name: int(name.split(".")[1]) + name.endswith("bias") / 2)
-    for name, p in recipe.rival.params.table.items():
+    for name, p in recipe.opponent.params.table.items():
         # a critic's cost does not change with what is added to all its numbers
         if not (loss in WASSERSTEIN and name == last):
             assert np.any(p.read().value != theirs[name]), name
-    assert type(recipe.gan.adversary) is PLAYED[loss]
+    assert type(recipe.gan.losses) is PLAYED[loss]
     assert np.isfinite(recipe.sample(3, 0, GanSampling()).x).all()
 
 
@@ -179,7 +179,7 @@ def test_both_sides_learn(loss, game):
 def test_single_precision_stays_single(game):
     recipe = made(**game, loss=PENALISED, dtype="float32")
     recipe.fit.until(1, quiet=True)
-    for params in (recipe.params, recipe.rival.params):
+    for params in (recipe.params, recipe.opponent.params):
         assert params.theta.dtype == np.float32
         assert all(buffer.value.dtype == np.float32 for buffer in params.buffers.values())
     assert recipe.sample(2, 0, GanSampling()).x.dtype == np.float32
@@ -192,7 +192,7 @@ def test_either_side_leaves_the_other_s_gradient_alone(loss, game):
     ours, theirs, _ = gradients(recipe, lambda rows: recipe.loss(0, rows), rows)
     assert np.any(ours)
     assert not np.any(theirs)
-    ours, theirs, _ = gradients(recipe, lambda rows: recipe.rival_loss(0, 0, rows), rows)
+    ours, theirs, _ = gradients(recipe, lambda rows: recipe.opponent_loss(0, 0, rows), rows)
     assert not np.any(ours)
     assert np.any(theirs)
 
@@ -201,7 +201,7 @@ def test_either_side_leaves_the_other_s_gradient_alone(loss, game):
 @pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
 def test_the_gradient_on_two_shards_is_that_on_one(loss, game):
     recipe = made(loss=loss, discriminator_steps=3, **game)
-    for cost in (lambda rows: recipe.loss(5, rows), lambda rows: recipe.rival_loss(5, 1, rows)):
+    for cost in (lambda rows: recipe.loss(5, rows), lambda rows: recipe.opponent_loss(5, 1, rows)):
         *whole, (terms,) = gradients(recipe, cost, slice(0, 8))
         *halves, parts = gradients(recipe, cost, slice(0, 3), slice(3, 8))
         for name, term in terms.items():
@@ -218,10 +218,10 @@ def test_either_side_descends_the_batch_mean_of_its_own_cost(loss, side, weight)
     """Along its gradient the mean of its terms, the penalty weighted, rises by its length."""
     options = {"penalty": weight} if loss == PENALISED else {}
     recipe, rows = made(loss=loss, **options, **POINTS), slice(0, 8)
-    params = (recipe.params, recipe.rival.params)[side]
+    params = (recipe.params, recipe.opponent.params)[side]
 
     def terms(rows):
-        return recipe.rival_loss(0, 0, rows) if side else recipe.loss(0, rows)
+        return recipe.opponent_loss(0, 0, rows) if side else recipe.loss(0, rows)
 
     def cost(theta):
         params.theta = theta
@@ -252,7 +252,7 @@ def test_workers_that_share_the_batches_change_nothing(loss):
     shared.fit.workers = Halves()
     for recipe in (alone, shared):
         recipe.fit.until(3, quiet=True)
-    for name in ("params", "rival.params"):
+    for name in ("params", "opponent.params"):
         ours, theirs = (eval(f"r.{name}.theta", {"r": r}) for r in (alone, shared))
         np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-9)
 
@@ -262,13 +262,13 @@ def test_workers_that_share_the_batches_change_nothing(loss):
 def test_the_discriminator_steps_so_often_on_fresh_data_and_fresh_noise(count, loss, monkeypatch):
     recipe = made(loss=loss, discriminator_steps=count, **MLP)
     order, data, noise, u = [], [], [], []
-    rival_loss, loss_of = recipe.gan.discriminator_loss, recipe.gan.generator_loss
+    opponent_loss, loss_of = recipe.gan.discriminator_loss, recipe.gan.generator_loss
     generate, penalty = recipe.gan.generate, gan.gradient_penalty
 
     def discriminator_loss(x, fake, stream):
         order.append("discriminator")
         data.append(x)
-        return rival_loss(x, fake, stream)
+        return opponent_loss(x, fake, stream)
 
     def generator_loss(z, stream):
         order.append("generator")
@@ -289,7 +289,7 @@ def test_the_discriminator_steps_so_often_on_fresh_data_and_fresh_noise(count, l
     monkeypatch.setattr(gan, "gradient_penalty", penalised)
     recipe.fit.until(3, quiet=True)
     assert order == 3 * [*count * ["discriminator"], "generator"]
-    assert recipe.rival.optimiser.steps == 3 * count
+    assert recipe.opponent.optimiser.steps == 3 * count
     assert recipe.fit.optimiser.steps == 3
     for drawn in (noise, *([u] if u else [])):
         assert all(len(each) == 8 for each in drawn)
@@ -309,7 +309,7 @@ def test_every_training_example_is_seen_before_one_is_again(hold_out, monkeypatc
     )
     batches = len(recipe.fitted) // 100
     for batch in range(batches):
-        recipe.rival_loss(batch // 3, batch % 3, slice(0, 100))
+        recipe.opponent_loss(batch // 3, batch % 3, slice(0, 100))
     assert len(np.unique(np.concatenate(seen), axis=0)) == batches * 100
     known = {row.tobytes() for row in recipe.fitted.x.reshape(-1, 64)}
     assert all(row.tobytes() in known for row in np.concatenate(seen))
@@ -318,7 +318,7 @@ def test_every_training_example_is_seen_before_one_is_again(hold_out, monkeypatc
 @pytest.mark.parametrize("loss", ["non-saturating", PENALISED])
 def test_both_rates_fall_together_however_many_steps_the_discriminator_takes(loss):
     recipe = made(loss=loss, discriminator_steps=3, steps=40, learning_rate=0.25, **POINTS)
-    ours, theirs = recipe.fit.optimiser, recipe.rival.optimiser
+    ours, theirs = recipe.fit.optimiser, recipe.opponent.optimiser
     assert type(ours) is type(theirs) is Adam
     for step in range(41):
         assert theirs.lr(3 * step) == pytest.approx(ours.lr(step), abs=1e-15)
@@ -329,23 +329,23 @@ def test_both_rates_fall_together_however_many_steps_the_discriminator_takes(los
 @pytest.mark.parametrize("game", [POINTS, NORMED], ids=["ring8", "normed"])
 def test_the_weights_of_a_clipped_critic_never_leave_their_range(game, monkeypatch):
     recipe = made(loss=WGAN, clip=0.02, discriminator_steps=3, learning_rate=1e-3, **game)
-    largest, loss = [], recipe.rival.loss
+    largest, loss = [], recipe.opponent.loss
 
     def watched(*given):
-        largest.append(np.abs(recipe.rival.params.theta).max())
+        largest.append(np.abs(recipe.opponent.params.theta).max())
         return loss(*given)
 
-    monkeypatch.setattr(recipe.rival, "loss", watched)
+    monkeypatch.setattr(recipe.opponent, "loss", watched)
     recipe.fit.until(2, quiet=True)
-    largest.append(np.abs(recipe.rival.params.theta).max())
+    largest.append(np.abs(recipe.opponent.params.theta).max())
     assert largest[0] > 0.02
     assert largest[1:] == 6 * [0.02]
     assert np.abs(recipe.params.theta).max() > 0.02  # the generator's stay as they are
-    assert type(recipe.fit.optimiser) is type(recipe.rival.optimiser) is RmsProp
+    assert type(recipe.fit.optimiser) is type(recipe.opponent.optimiser) is RmsProp
 
 
 def test_a_critic_under_a_penalty_normalises_each_example_by_itself():
-    for loss in ADVERSARIES:
+    for loss in LOSSES:
         recipe = made(loss=loss, **NORMED)
         critic, x = recipe.gan.discriminator, recipe.batch(0, slice(0, 4))[0]
         assert any(critic.named(BatchNorm)) == (loss != PENALISED)
@@ -376,7 +376,7 @@ def test_running_statistics_move_with_the_discriminator_s_batches_only():
     before = [norm.mean.value for norm in norms]
     recipe.loss(0, slice(0, 8))
     assert all(norm.mean.value is mean for norm, mean in zip(norms, before, strict=True))
-    recipe.rival.advance(0)
+    recipe.opponent.advance(0)
     assert all(np.all(n.mean.value != mean) for n, mean in zip(norms, before, strict=True))
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scratchgen.app import cli, experiments, workers
+from scratchgen.app import cli, workers
 from scratchgen.app.cli import main
+from scratchgen.app.experiments import training
 from scratchgen.app.recipes import VaeRecipe
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.runs import RunError, record_changes, recorded_workers
@@ -298,10 +299,10 @@ def test_nets_trained_side_by_side_have_one_worker_each(readable_only, monkeypat
         def wait(self):
             return 3
 
-    monkeypatch.setattr(experiments.subprocess, "Popen", Started)
-    monkeypatch.setattr(experiments.twins, "active", lambda: [] if readable_only else ["one"])
+    monkeypatch.setattr(training.subprocess, "Popen", Started)
+    monkeypatch.setattr(training.twins, "active", lambda: [] if readable_only else ["one"])
     small = VaeConfig(width=8, depth=0, steps=1, batch_size=2)
     with pytest.raises(NotFinite, match=r"\[3, 3\]"):
-        experiments._train_side_by_side({"a": VaeRecipe(small), "b": VaeRecipe(small)})
+        training.train_side_by_side({"a": VaeRecipe(small), "b": VaeRecipe(small)})
     assert [given.workers for given in commands] == [1, 1]
     assert [given.no_fast for given in commands] == 2 * [readable_only]

@@ -28,15 +28,15 @@ from scratchgen.testing.strategies import seeds, sizes
 from support import NUMPY, bound, host, normals, on_every_backend, tolerance
 
 LOGISTIC = [Minimax(), NonSaturating(), gan.KlDivergence()]
-ADVERSARIES = [*LOGISTIC, LeastSquares(), LeastSquares(-0.5, 2.0, 0.7), Wasserstein()]
+LOSSES = [*LOGISTIC, LeastSquares(), LeastSquares(-0.5, 2.0, 0.7), Wasserstein()]
 
 
-def named(adversary) -> str:
-    return type(adversary).__name__
+def named(losses) -> str:
+    return type(losses).__name__
 
 
-every_adversary = pytest.mark.parametrize("adversary", ADVERSARIES, ids=named)
-every_logistic = pytest.mark.parametrize("adversary", LOGISTIC, ids=named)
+every_loss = pytest.mark.parametrize("losses", LOSSES, ids=named)
+every_logistic = pytest.mark.parametrize("losses", LOGISTIC, ids=named)
 
 
 def softmax(theta):
@@ -57,19 +57,19 @@ def finite_world(seed: int, k: int = 5):
     return softmax(np.tanh(normals(seed, k))), np.tanh(normals(seed + 1, k))
 
 
-def expected(adversary, p, q, scores):
+def expected(losses, p, q, scores):
     """The discriminator's expected cost at these scores (K,) of K points, and its gradient."""
-    (real, fake), pullback = adversary.discriminator(scores, scores)
+    (real, fake), pullback = losses.discriminator(scores, scores)
     d_real, d_fake = pullback(p, q)
     return p @ real + q @ fake, d_real + d_fake
 
 
-def assert_least(adversary, p, q, best, seed):
+def assert_least(losses, p, q, best, seed):
     """No scores cost the discriminator less than the best, and the slope there is 0."""
-    least, slope = expected(adversary, p, q, best)
+    least, slope = expected(losses, p, q, best)
     np.testing.assert_allclose(slope, 0.0, atol=1e-14)
     for size in (1e-3, 0.1, 1.0):
-        assert expected(adversary, p, q, best + size * normals(seed + 2, len(p)))[0] > least
+        assert expected(losses, p, q, best + size * normals(seed + 2, len(p)))[0] > least
     return least
 
 
@@ -79,11 +79,11 @@ def assert_least(adversary, p, q, best, seed):
 @pytest.mark.equation("GAN-2")
 @every_logistic
 @given(seeds(), sizes(6))
-def test_the_best_discriminator_is_the_share_of_the_data(adversary, seed, k):
+def test_the_best_discriminator_is_the_share_of_the_data(losses, seed, k):
     """D* = p/(p + q), whose logit is log p/q; there the value is -log 4 + 2 JSD."""
     p, theta = finite_world(seed, k)
     q = softmax(theta)
-    least = assert_least(adversary, p, q, np.log(p / q), seed)
+    least = assert_least(losses, p, q, np.log(p / q), seed)
     assert -least == pytest.approx(-log(4.0) + 2.0 * jsd(p, q), abs=1e-13)
 
 
@@ -111,14 +111,14 @@ IDENTITIES = [
 
 
 @pytest.mark.parametrize(
-    ("adversary", "divergence"),
+    ("losses", "divergence"),
     [pytest.param(a, d, marks=pytest.mark.equation(key), id=key) for key, a, d in IDENTITIES],
 )
 @given(seeds())
-def test_what_the_generator_descends_against_the_best_discriminator(adversary, divergence, seed):
+def test_what_the_generator_descends_against_the_best_discriminator(losses, divergence, seed):
     """∇_θ E_{p_g}[cost at the fixed D*] is the gradient of a divergence of p_g and p_data."""
     p, theta = finite_world(seed)
-    cost, _ = adversary.generator(np.log(p / softmax(theta)))
+    cost, _ = losses.generator(np.log(p / softmax(theta)))
     got = autograd.grad(lambda theta: traced.sum(softmax(theta) * cost))(theta)
     want = autograd.grad(lambda theta: divergence(p, softmax(theta)))(theta)
     np.testing.assert_allclose(got, want, atol=1e-13)
@@ -144,7 +144,7 @@ def test_an_obvious_fake_teaches_the_saturating_generator_nothing():
 @given(seeds(), sizes(4))
 def test_the_kl_cost_is_the_saturating_and_the_log_d_cost_in_one(seed, n):
     logits, d = 3.0 * normals(seed, n), normals(seed + 1, n)
-    parts = [adversary.generator(logits) for adversary in LOGISTIC]
+    parts = [losses.generator(logits) for losses in LOGISTIC]
     for first, second, both in (
         [value for value, _ in parts],
         [pullback(d) for _, pullback in parts],
@@ -199,23 +199,23 @@ def test_labels_are_those_of_practice_unless_told_and_differ():
 @pytest.mark.equation("GAN-10")
 @pytest.mark.equation("GAN-11")
 @pytest.mark.equation("GAN-14")
-@every_adversary
+@every_loss
 @given(seeds(), sizes(4), sizes(4))
-def test_pullbacks_of_the_costs(adversary, seed, n, m):
+def test_pullbacks_of_the_costs(losses, seed, n, m):
     real, fake = 6.0 * np.tanh(normals(seed, n)), 6.0 * np.tanh(normals(seed + 1, m))
-    for cost, scores in ((adversary.discriminator, (real, fake)), (adversary.generator, (fake,))):
+    for cost, scores in ((losses.discriminator, (real, fake)), (losses.generator, (fake,))):
         oracle.check_pullback(cost, *scores)
         oracle.check_pullback_is_linear(cost, *scores)
 
 
 @every_logistic
-def test_no_logit_is_too_large(adversary):
+def test_no_logit_is_too_large(losses):
     """softplus(±1000) = 1000 and 0, with slopes of 1 and 0."""
     far, one = np.asarray([-1000.0, 1000.0]), np.ones(2)
-    (real, fake), pullback = adversary.discriminator(far, far)
+    (real, fake), pullback = losses.discriminator(far, far)
     np.testing.assert_array_equal([real, fake], [[1000.0, 0.0], [0.0, 1000.0]])
     np.testing.assert_array_equal(pullback(one, one), [[-1.0, 0.0], [0.0, 1.0]])
-    cost, pullback = adversary.generator(far)
+    cost, pullback = losses.generator(far)
     assert np.all(np.isfinite(cost))
     assert np.all(np.isfinite(pullback(one)))
 
@@ -397,22 +397,20 @@ def test_a_critic_under_a_penalty_treats_each_example_by_itself(layer):
 # Both nets.
 
 
-def small_game(adversary, seed=1, born=NUMPY, activation=tanh):
+def small_game(losses, seed=1, born=NUMPY, activation=tanh):
     """z (N, 2) -> x (N, 3) -> (N,): the game, G's vector, D's vector."""
     generator = mlp([2, 4, 3], activation)
     discriminator = Sequential(*mlp([3, 4, 1], activation).layers, reshaped())
     g_params, d_params = bound(generator, seed, born), bound(discriminator, seed + 1, born)
-    return Gan(generator, discriminator, d_params, adversary), g_params, d_params
+    return Gan(generator, discriminator, d_params, losses), g_params, d_params
 
 
 @pytest.mark.equation("GAN-3")
 @pytest.mark.equation("GAN-6")
-@every_adversary
+@every_loss
 @given(seeds(), sizes(4), sizes(4))
-def test_each_loss_has_the_gradient_of_its_own_net_and_leaves_the_other_alone(
-    adversary, seed, n, m
-):
-    game, g_params, d_params = small_game(adversary, seed % 1000)
+def test_each_loss_has_the_gradient_of_its_own_net_and_leaves_the_other_alone(losses, seed, n, m):
+    game, g_params, d_params = small_game(losses, seed % 1000)
     z, x = normals(seed, m, 2), normals(seed + 1, n, 3)
     fake = game.generate(z)
     oracle.check_gradient(d_params, game.discriminator_loss, x, fake)
@@ -428,18 +426,18 @@ def test_each_loss_has_the_gradient_of_its_own_net_and_leaves_the_other_alone(
 
 @pytest.mark.equation("GAN-3")
 @pytest.mark.equation("GAN-6")
-@every_adversary
-def test_the_losses_are_the_adversary_s_costs_of_the_two_nets(adversary):
-    game, _, _ = small_game(adversary)
+@every_loss
+def test_the_losses_are_the_costs_of_the_two_nets(losses):
+    game, _, _ = small_game(losses)
     z, x = normals(0, 4, 2), normals(1, 5, 3)
     fake = game.generator(z)[0]
     np.testing.assert_array_equal(game.generate(z), fake)
     scores = game.discriminator(x)[0], game.discriminator(fake)[0]
     for got, want in zip(
-        game.discriminator_loss(x, fake)[0], adversary.discriminator(*scores)[0], strict=True
+        game.discriminator_loss(x, fake)[0], losses.discriminator(*scores)[0], strict=True
     ):
         np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(game.generator_loss(z)[0], adversary.generator(scores[1])[0])
+    np.testing.assert_array_equal(game.generator_loss(z)[0], losses.generator(scores[1])[0])
 
 
 @pytest.mark.equation("GAN-6")
@@ -461,13 +459,13 @@ def test_minibatches_have_the_whole_batch_s_gradient_on_average():
 class Normals:
     """Data N(3, 1) against G(z) = a z + b, with logits c_0 + c_1 x + c_2 x²; by quadrature."""
 
-    def __init__(self, adversary, a: float, b: float):
+    def __init__(self, losses, a: float, b: float):
         self.z, weights = np.polynomial.hermite_e.hermegauss(60)
         self.z, self.weights = self.z[:, None], weights / weights.sum()
         self.x = 3.0 + self.z
         generator, discriminator = Linear(1, 1), Sequential(squares, Linear(2, 1), reshaped())
         self.g, self.d = bound(generator), bound(discriminator)
-        self.game = Gan(generator, discriminator, self.d, adversary)
+        self.game = Gan(generator, discriminator, self.d, losses)
         self.g.theta, self.d.theta = np.asarray([a, b]), np.zeros(3)
 
     def play_discriminator(self):
@@ -673,10 +671,10 @@ def test_a_way_has_two_ends(way):
 
 
 @on_every_backend
-@every_adversary
-def test_every_backend_agrees(adversary, born):
+@every_loss
+def test_every_backend_agrees(losses, born):
     def everything(born):
-        game, g_params, d_params = small_game(adversary, born=born)
+        game, g_params, d_params = small_game(losses, born=born)
         gan.clip(d_params, 0.5)
         draw = Stream(3, born)
         z, x, u = draw.at("z").normal((4, 2)), draw.at("x").normal((4, 3)), draw.uniform((4,))

@@ -38,14 +38,14 @@ from scratchgen.models.gan import (
 )
 from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
 from scratchgen.nets.mlp import mlp
-from scratchgen.training.adversary import Rival
 from scratchgen.training.fit import NotFinite, batch_indices
+from scratchgen.training.opponent import Opponent
 from scratchgen.training.optim import Adam, Optimiser, RmsProp, warmup_cosine
 from scratchgen.training.progress import say
 
 AUTO, MLP = "auto", "mlp"
 WGAN, PENALISED = "wgan", "wgan-gp"
-ADVERSARIES = {
+LOSSES = {
     "minimax": Minimax,
     "non-saturating": NonSaturating,
     "kl": KlDivergence,
@@ -69,7 +69,7 @@ class GanConfig(Config):
     loss: str = option(
         "non-saturating",
         "the game: what the discriminator and the generator minimise",
-        tuple(ADVERSARIES),
+        tuple(LOSSES),
     )
     net: str = option(
         AUTO,
@@ -156,19 +156,19 @@ class GanRecipe(Recipe):
         super().__init__(config)
         discriminator = self.discriminator()
         params = FlatParameters(discriminator, self.stream.at("discriminator"))
-        self.gan = Gan(self.model, discriminator, params, ADVERSARIES[config.loss]())
+        self.gan = Gan(self.model, discriminator, params, LOSSES[config.loss]())
         limited = (lambda: clip(params, config.clip)) if config.loss == WGAN else None
-        self.rival = Rival(
+        self.opponent = Opponent(
             self.gan,
             params,
             self.optimiser(params, config.steps * config.discriminator_steps),
-            self.rival_loss,
+            self.opponent_loss,
             config.batch_size,
             config.discriminator_steps,
             limited,
             tracking,
         )
-        self.fit.opponent = self.rival
+        self.fit.opponent = self.opponent
 
     @property
     def whole(self) -> Gan:
@@ -211,7 +211,7 @@ class GanRecipe(Recipe):
         pullback(full_like(term, 1.0 / self.config.batch_size))
         return {"generator": term}
 
-    def rival_loss(self, step: int, j: int, rows: slice) -> dict:
+    def opponent_loss(self, step: int, j: int, rows: slice) -> dict:
         """The discriminator's cost of data and of fakes, and the penalty of its slope."""
         config, n = self.config, rows.stop - rows.start
         batch = step * config.discriminator_steps + j
@@ -219,7 +219,7 @@ class GanRecipe(Recipe):
             self.stream.at("batches"), len(self.fitted), config.batch_size, batch
         )[rows]
         x = self.born.xp.take(self._x, self.born.indices(chosen), axis=0)
-        noise = self.stream.at("rival", batch).from_row(rows.start)
+        noise = self.stream.at("opponent", batch).from_row(rows.start)
         fake = self.gan.generate(noise.at("z").normal((n, config.latent)), noise)
         (real_term, fake_term), pullback = self.gan.discriminator_loss(x, fake, noise)
         share = full_like(real_term, 1.0 / config.batch_size)
@@ -228,7 +228,7 @@ class GanRecipe(Recipe):
         if config.loss == PENALISED:
             u = noise.at("u").uniform((n,))
             penalty, pullback = gradient_penalty(
-                self.gan.discriminator, self.rival.params, x, fake, u
+                self.gan.discriminator, self.opponent.params, x, fake, u
             )
             pullback(config.penalty * share)
             terms["penalty"] = penalty

@@ -4,7 +4,7 @@
         for j in range(k):
             terms, pullback = gan.discriminator_loss(x, fake)  # each a function of step and j
             pullback(...)
-            rival.optimiser.step()
+            opponent.optimiser.step()
         terms, pullback = gan.generator_loss(z)
         pullback(...)
         optimiser.step()
@@ -24,8 +24,10 @@ from scratchgen.training.optim import Optimiser, global_norm
 SOLO = Solo()
 
 
-class Rival:
-    """A net with an optimiser of its own, such as the discriminator of a GAN: `Fit`'s opponent.
+class Opponent:
+    """A net that learns before each step of the run, such as the discriminator of a GAN.
+
+    Its state is all that `advance` changes: if a step fails, `Fit` puts the opponent back too.
 
     Args:
         module: the net, or all that loss evaluates; used to name the layer where a value stops

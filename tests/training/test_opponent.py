@@ -1,4 +1,4 @@
-"""training/adversary.py: two nets and two optimisers in one run, which resumes bit for bit."""
+"""training/opponent.py: two nets and two optimisers in one run, which resumes bit for bit."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm, tracking
 from scratchgen.testing.strategies import seeds
-from scratchgen.training.adversary import Rival
 from scratchgen.training.checkpoint import CheckpointError
 from scratchgen.training.fit import Fit, NotFinite
 from scratchgen.training.kl_control import SpikeGuard
+from scratchgen.training.opponent import Opponent
 from scratchgen.training.optim import Adam, Ema, RmsProp
 
 from support import NUMPY, Halves, bound, host, on_every_backend
@@ -48,7 +48,7 @@ class Game:
         self.stream, self.spoil, self.fault, self.calls = Stream(0, born), spoil, fault, []
         self.g, self.d = net(2, 3, normed), net(3, 1, normed)
         self.g_params, self.d_params = bound(self.g, 1, born), bound(self.d, 2, born)
-        self.rival = Rival(
+        self.opponent = Opponent(
             self.d,
             self.d_params,
             RmsProp(self.d_params, 0.01),
@@ -67,7 +67,7 @@ class Game:
             3,
             Ema(self.g_params, 0.9),
             within=within,
-            opponent=self.rival,
+            opponent=self.opponent,
             **more,
         )
 
@@ -104,7 +104,7 @@ class Game:
 
     def everything(self):
         """What must be the same in two runs that are the same."""
-        kept = {f"rival/{name}": value for name, value in self.rival.state().items()}
+        kept = {f"opponent/{name}": value for name, value in self.opponent.state().items()}
         kept |= {f"adam/{name}": value for name, value in self.fit.optimiser.state().items()}
         kept |= {name: buffer.value for name, buffer in self.g_params.buffers.items()}
         kept |= {"theta": self.g_params.theta, "ema": self.fit.ema.average}
@@ -137,7 +137,7 @@ def test_a_stopped_game_continues_bit_for_bit(born, tmp_path):
     assert_same(second.everything(), first.everything())
     second.fit.until(40, quiet=True)
     assert_same(second.everything(), whole.everything())
-    assert whole.rival.optimiser.steps == 80
+    assert whole.opponent.optimiser.steps == 80
     assert whole.fit.optimiser.steps == 40
 
 
@@ -147,9 +147,9 @@ def test_all_that_the_opponent_keeps_is_of_consequence():
     before = game.copies()
     game.fit.until(17, quiet=True)
     after = game.everything()
-    names = [name for name in before if name.startswith("rival/")]
-    assert {"rival/theta", "rival/optimiser/v", "rival/optimiser/steps"} < set(names)
-    assert len([name for name in names if name.startswith("rival/buffers/")]) == 2
+    names = [name for name in before if name.startswith("opponent/")]
+    assert {"opponent/theta", "opponent/optimiser/v", "opponent/optimiser/steps"} < set(names)
+    assert len([name for name in names if name.startswith("opponent/buffers/")]) == 2
     for name in names:
         assert np.all(before[name] != after[name]), name
 
@@ -166,7 +166,7 @@ def test_it_is_the_loop_written_out(count):
             with tracking():
                 terms = plain.d_loss(step, j, whole)
             norm = np.linalg.norm(plain.d_params.grad)
-            plain.rival.optimiser.step()
+            plain.opponent.optimiser.step()
             plain.after()
             for name, term in terms.items():
                 logged[name].append(np.mean(term))
@@ -183,7 +183,7 @@ def test_it_is_the_loop_written_out(count):
     ]
     np.testing.assert_array_equal(game.g_params.theta, plain.g_params.theta)
     np.testing.assert_array_equal(game.d_params.theta, plain.d_params.theta)
-    np.testing.assert_array_equal(game.rival.optimiser.v, plain.rival.optimiser.v)
+    np.testing.assert_array_equal(game.opponent.optimiser.v, plain.opponent.optimiser.v)
     assert list(game.fit.history) == ["step", "fooled", "real", "fake", "gradient_norm"]
     for name, values in logged.items():
         intervals = np.reshape(values, (2, -1)).mean(axis=1)
@@ -245,7 +245,7 @@ def test_a_game_can_go_on_where_a_batch_failed(spoil):
 def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run(value):
     """Although all terms are finite."""
     game, healthy = Game(), Game()
-    loss = game.rival.loss
+    loss = game.opponent.loss
 
     def poisoned(step, j, rows):
         terms = loss(step, j, rows)
@@ -253,7 +253,7 @@ def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run(value):
             game.d_params.grad[3] = value
         return terms
 
-    game.rival.loss = poisoned
+    game.opponent.loss = poisoned
     message = f"step 6: the opponent's term 'gradient_norm' is {value}"
     with np.errstate(invalid="ignore"), pytest.raises(NotFinite, match=message):
         game.fit.until(10, quiet=True)
@@ -266,15 +266,15 @@ def test_an_opponent_that_is_broken_is_named_and_never_saved(tmp_path):
     game = Game()
     game.fit.until(3, tmp_path / "c.npz", quiet=True)
     good = (tmp_path / "c.npz").read_bytes()
-    after = game.rival.after
+    after = game.opponent.after
 
     def poisoned():
         after()
         game.d_params.theta[0] = np.nan
         game.d_params.changed()
 
-    game.rival.after = poisoned
-    game.rival.count = 1
+    game.opponent.after = poisoned
+    game.opponent.count = 1
     game.fit.loss = lambda step, rows: {"fooled": np.zeros(BATCH)}
     with pytest.raises(NotFinite, match="after step 4: the opponent's parameter layers.0.weight"):
         game.fit.until(4, tmp_path / "c.npz", quiet=True)
@@ -304,7 +304,7 @@ def test_one_side_alone_shares_its_rows_too():
     ends = []
     for workers in ([], [Halves()]):
         game = Game(normed=False, count=3)
-        means = game.rival.advance(7, *workers)
+        means = game.opponent.advance(7, *workers)
         assert game.calls[-2:] == [(7, 2), "after"]
         ends.append({"theta": game.d_params.theta, **{k: np.array(v) for k, v in means.items()}})
     for name, value in ends[0].items():
@@ -316,16 +316,16 @@ def test_what_is_restored_lands_where_the_net_is(born):
     """Even from host numbers of another precision; and earlier pullbacks are void."""
     told, game = Game(born), Game(born)
     told.fit.until(3, quiet=True)
-    state = told.rival.state()
+    state = told.opponent.state()
     x = game.stream.normal((BATCH, 3))
     y, pullback = game.d(x)
     game.d_params.grad[...] = 1.0
-    game.rival.restore({k: host(v) if hasattr(v, "shape") else v for k, v in state.items()})
+    game.opponent.restore({k: host(v) if hasattr(v, "shape") else v for k, v in state.items()})
     assert_same(
-        {k: v for k, v in game.everything().items() if k.startswith("rival/")},
-        {k: v for k, v in told.everything().items() if k.startswith("rival/")},
+        {k: v for k, v in game.everything().items() if k.startswith("opponent/")},
+        {k: v for k, v in told.everything().items() if k.startswith("opponent/")},
     )
-    for name, value in game.rival.state().items():
+    for name, value in game.opponent.state().items():
         assert type(value) is type(state[name])
         if name != "optimiser/steps":
             assert value.dtype == game.d_params.grad.dtype
@@ -340,12 +340,12 @@ def test_another_opponent_is_refused(tmp_path):
         game.fit.opponent = None
 
     def by_adam(game):
-        game.rival.optimiser = Adam(game.d_params)
+        game.opponent.optimiser = Adam(game.d_params)
 
     def wider(game):
         game.d = net(3, 1, True, width=6)
-        game.d_params = game.rival.params = bound(game.d)
-        game.rival.optimiser = RmsProp(game.d_params)
+        game.d_params = game.opponent.params = bound(game.d)
+        game.opponent.optimiser = RmsProp(game.d_params)
 
     Game().fit.save(tmp_path / "c.npz", {})
     for change in (without, by_adam, wider):
@@ -367,8 +367,8 @@ def test_a_step_that_the_guard_refuses_is_a_lesson_for_the_opponent_only():
         each.fit.advance()
     now = game.everything()
     np.testing.assert_array_equal(now["theta"], first["theta"])
-    np.testing.assert_array_equal(now["rival/theta"], other.everything()["rival/theta"])
-    assert np.any(now["rival/theta"] != first["rival/theta"])
+    np.testing.assert_array_equal(now["opponent/theta"], other.everything()["opponent/theta"])
+    assert np.any(now["opponent/theta"] != first["opponent/theta"])
     assert game.fit.guard.skipped == 1
 
 
@@ -418,7 +418,7 @@ def test_one_step_is_the_rule_unless_told(seed, count):
         pullback(y)
         return {"square": 0.5 * y[:, 0] ** 2}
 
-    means = Rival(layer, params, RmsProp(params), loss, count).advance(3)
+    means = Opponent(layer, params, RmsProp(params), loss, count).advance(3)
     assert calls == [(3, 0, slice(0, count))]
     assert set(means) == {"square", "gradient_norm"}
 
@@ -428,4 +428,4 @@ def test_arguments_are_checked(batch_size, count):
     layer = Linear(1, 1)
     params = bound(layer)
     with pytest.raises(ValueError, match="got"):
-        Rival(layer, params, Adam(params), lambda step, j, rows: {}, batch_size, count)
+        Opponent(layer, params, Adam(params), lambda step, j, rows: {}, batch_size, count)

@@ -1,0 +1,33 @@
+"""Adversarial games: the modes and classes that their samples show."""
+
+from scratchgen.app.experiments.training import trained
+from scratchgen.app.recipes.gan import GanConfig, GanRecipe, shown
+
+
+def wgan_gp_ring8(seed: int) -> dict[str, float]:
+    """A WGAN with gradient penalty on eight normals in a ring: the modes that 2,500 samples show.
+
+    Source: GAN-12
+    """
+    recipe = trained(GanRecipe(GanConfig(seed=seed, data="ring8", loss="wgan-gp")))
+    found = recipe.evaluate(recipe.part("test"), recipe.draws)
+    return {
+        "modes_covered_of_8": found["covered"],
+        "share_of_high_quality_samples": found["high_quality"],
+    }
+
+
+def dcgan_digits(seed: int) -> dict[str, float]:
+    """A DCGAN on the digits with the log D loss: what a small classifier makes of 2,500 samples.
+
+    Source: GAN-5, GAN-8
+    """
+    recipe = trained(GanRecipe(GanConfig(seed=seed, steps=1500)))
+    found = recipe.evaluate(recipe.part("test"), recipe.draws)
+    shares = found["class_shares_of_samples"]
+    return {
+        "mean_confidence_on_samples": found["confidence_on_samples"],
+        "mean_confidence_on_data": found["confidence_on_data"],
+        "classes_present_of_10": sum(map(shown, shares, found["class_shares_of_data"])),
+        "smallest_share_of_a_class": min(shares),
+    }
