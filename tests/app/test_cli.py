@@ -339,7 +339,12 @@ def test_an_edited_configuration_is_not_believed(run, tmp_path, capsys, change):
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
     (name,) = change
-    for command in (["evaluate", copy], ["sample", copy], ["train", "--resume", copy]):
+    for command in (
+        ["evaluate", copy],
+        ["sample", copy],
+        ["train", "--resume", copy],
+        ["info", copy],
+    ):
         complaint = refused(capsys, *command)
         assert name in complaint or "another model" in complaint
 

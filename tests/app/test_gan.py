@@ -469,7 +469,20 @@ def test_its_layers_can_be_listed_on_both_sides(runs, capsys):
     said = capsys.readouterr().out
     assert "generator.layers.0" in said
     assert "discriminator.layers.0" in said
-    assert main(["info", str(run)]) == 0
+    assert main(["info", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters_of"] == sides
+    assert found["parameters"] == sum(sides.values())
+    assert found["parameters"] == sum(prod(shape) for shape in found["layout"].values())
+    assert {name.split(".")[0] for name in found["layout"]} == set(sides)
+
+
+def test_training_says_how_large_both_sides_are(tmp_path, capsys):
+    flags = ["--data", "ring8", "--width", "4", "--depth", "1", "--latent", "3", "--steps", "1"]
+    assert main(["train", "gan", *flags, "--out", str(tmp_path / "run")]) == 0
+    generator, discriminator = (3 + 1) * 4 + (4 + 1) * 2, (2 + 1) * 4 + (4 + 1)
+    said = f": {generator} parameters of the generator and {discriminator} parameters of the "
+    assert said + "discriminator, numpy float32, " in capsys.readouterr().err
 
 
 def test_many_samples_do_not_take_long_however_many_examples_there_are(runs, capsys):

@@ -175,6 +175,11 @@ class GanRecipe(Recipe):
         """Both sides."""
         return self.gan
 
+    @property
+    def sides(self) -> dict[str, FlatParameters]:
+        """Those of the generator and of the discriminator."""
+        return {"generator": self.params, "discriminator": self.opponent.params}
+
     def build(self) -> Sequential:
         """The generator."""
         config = self.config
