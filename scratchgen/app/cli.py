@@ -332,7 +332,11 @@ def _print(as_json: bool, result: dict | list, for_people) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    given = parser().parse_args(arguments)
+    top = parser()
+    given, odd = top.parse_known_args(arguments)
+    if odd:
+        top.prog = " ".join(filter(None, ("scratchgen", given.command, vars(given).get("model"))))
+        top.error(f"unrecognized arguments: {' '.join(odd)}")
     try:
         if given.blas_threads < 1:
             raise ValueError(f"--blas-threads must be at least 1, got {given.blas_threads}")

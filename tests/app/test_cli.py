@@ -209,7 +209,11 @@ def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys)
     for name in options:
         assert flag_of(name) in listed["sample"]
         assert (flag_of(name) in listed["evaluate"]) == (name not in pictures)
-    assert "unrecognized" in refused(capsys, "evaluate", run, "--samples", 50, "--keep-levels", 1)
+    complaint = refused(capsys, "evaluate", run, "--samples", 50, "--keep-levels", 1)
+    assert complaint.endswith(
+        "unrecognized arguments: --keep-levels 1; see: scratchgen evaluate --help"
+    )
+    assert refused(capsys, "train", "vae", "--penalty", 1).endswith("scratchgen train vae --help")
     for flags in (["--seed", 1], ["--temperature", 0.5]):
         assert "go with --samples N; add it" in refused(capsys, "evaluate", run, *flags)
 
