@@ -56,8 +56,8 @@ def sample(
         arrays["path"] = np.stack(drawn.path)
     suffix = _keep(folder, arrays)
     say(f"drew {n} samples in {seconds:.1f} s, into {folder}/samples{suffix}.npz")
-    named = {name.replace("_", " "): value for name, value in given.items() if value is not True}
-    said = [f"seed {seed}", *(f"{name} {value}" for name, value in named.items())]
+    named = {name.replace("_", " "): value for name, value in {"seed": seed, **given}.items()}
+    said = [name if value is True else f"{name} {value}" for name, value in named.items()]
     return _show_samples(recipe, folder, drawn, ", ".join(said), suffix)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratchgen.app import quality
+from scratchgen.app import diffusion_plots, quality
 from scratchgen.app.cli import main
 from scratchgen.app.commands import print_evaluation
 from scratchgen.app.recipes import ClassifierRecipe, DdpmRecipe, VdmRecipe, recipe_from_json
@@ -303,13 +303,21 @@ def test_every_run_can_be_sampled_with_every_variance(config, run):
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3]], ids=["images", "points"])
-def test_a_trajectory_is_kept_from_noise_to_samples(config, run):
-    folder = run(config)
+def test_a_trajectory_is_kept_from_noise_to_samples(config, run, monkeypatch):
+    folder, shown, strip = run(config), [], diffusion_plots.strip
+
+    def look(path, frames, labels, title):
+        shown.append((path.name, title))
+        strip(path, frames, labels, title)
+
+    monkeypatch.setattr(diffusion_plots, "strip", look)
     found = drawn(folder, "-n", "5", "--seed", "2", "--trajectory")
     assert found["path"].shape == (10, 5, *made(config).shape), "all ten stops of nine steps"
     np.testing.assert_array_equal(found["path"][-1], found["x"])
     noise = Stream(2, made(config).born).at("sample", "start").normal((5, made(config).dims))
     np.testing.assert_allclose(found["path"][0].reshape(5, -1), noise)
+    titles = [title for name, title in shown if name == "trajectory.png"]
+    assert titles == ["from noise to samples, seed 2, trajectory"]
     for name in ("samples.png", "trajectory.png", "forward.png", "trajectory.gif"):
         assert (folder / "figures" / name).is_file()
     with Image.open(folder / "figures" / "trajectory.gif") as picture:
