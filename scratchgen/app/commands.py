@@ -174,7 +174,8 @@ def evaluate(
         measures = recipe.evaluate(examples, draws)
     require_finite(folder, measures)
     try:
-        recipe.evaluation_files(folder, part, examples, measures)
+        name = f"{part}_{Path(data).stem}" if data else part  # the run's own files stay
+        recipe.evaluation_files(folder, name, examples, measures)
     except OSError as error:
         say(f"note: the figures and tables were not all written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(examples)}

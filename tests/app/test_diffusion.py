@@ -445,7 +445,11 @@ def test_other_data_of_the_same_kind_can_be_measured(run, tmp_path, capsys):
     folder, path = run(CONFIGS[0]), tmp_path / "mine.npz"
     codes = made(CONFIGS[0]).part("test").codes[:20]
     np.savez(path, x=codes, levels=np.asarray(17))
+    kept = {each: each.read_bytes() for each in folder.rglob("terms_*")}
     assert main(["evaluate", str(folder), "--draws", "1", "--data", str(path), "--json"]) == 0
+    new = {folder / "terms_test_mine.csv", folder / "figures" / "terms_test_mine.png"}
+    assert set(folder.rglob("terms_*")) == kept.keys() | new
+    assert all(each.read_bytes() == content for each, content in kept.items())
     found = json.loads(capsys.readouterr().out)
     assert (found["data"], found["examples"]) == (str(path), 2)
     np.savez(path, x=codes)

@@ -154,7 +154,7 @@ class Recipe(ABC):
 
         Args:
             folder: of the run.
-            name: of the part.
+            name: of the part, and of the data where they are not the run's.
             part: the examples.
             result: what `evaluate` returned for them.
         """

@@ -261,7 +261,7 @@ class HvaeRecipe(LikelihoodRecipe):
         for k in range(self.config.levels, -1, -1):
             label = "no latent" if k == 0 else "z1" if k == 1 else f"z1 to z{k}"
             rows[label] = self.images(self._reconstructions(some, k))
-        title = f"{name} {Path(self.config.data).name}, and what their first latents decode to"
+        title = f"{name} examples, and what their first latents decode to"
         plots.image_rows(folder / "figures" / f"reconstructions_{name}.png", rows, title)
 
     def reconstruct(self, x):
