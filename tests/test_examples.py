@@ -15,6 +15,7 @@ UNITS = {
     "ddpm_digits": "bits/dim",
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
+    "gan_losses": "standard deviations",
     "hvae_digits": "bits/dim",
     "linear_vae": "nats",
     "vae_digits": "bits/dim",

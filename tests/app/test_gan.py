@@ -14,6 +14,7 @@ from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
 from scratchgen.app.recipes.data import PLANAR, density, modes
 from scratchgen.app.recipes.gan import LOSSES, PENALISED, ROW, WGAN, GanConfig, GanSampling
+from scratchgen.app.recipes.gan_report import shown
 from scratchgen.app.sampling import sampling_options
 from scratchgen.app.workers import Sharing, crew
 from scratchgen.core.module import Parameter
@@ -241,6 +242,8 @@ def test_published_settings_are_the_defaults():
     clipped, penalised = (GanConfig(loss=loss) for loss in ("wgan", "wgan-gp"))
     assert (clipped.clip, clipped.learning_rate, clipped.discriminator_steps) == (0.01, 5e-5, 5)
     assert (penalised.penalty, penalised.discriminator_steps) == (10.0, 5)
+    points = GanConfig(data="grid25", loss=PENALISED)
+    assert (points.penalty, points.discriminator_steps, points.steps) == (0.1, 2, 10000)
     assert GanConfig().discriminator_steps == 1
     adam = made(loss=PENALISED, **POINTS).fit.optimiser
     assert (adam.beta1, adam.beta2) == (0.5, 0.9)
@@ -581,6 +584,7 @@ def test_modes_that_samples_show_are_counted(data, count):
         json.dumps(result, allow_nan=False)
         assert (result["samples"], result["covered"], result["modes"]) == (1000, covered, count)
         assert result["high_quality"] == pytest.approx(good, abs=0.03)
+        assert result["spread"] == pytest.approx(0.0, abs=1e-5)
         lines = recipe.report(result)
         assert f"modes covered: {covered} of {count}" in lines
         assert ("leaves them out" in warned(lines)) == (0 < covered < count)
@@ -601,6 +605,7 @@ def test_the_data_themselves_cover_their_modes():
     result = recipe.evaluate(some(recipe), draws=2048)
     assert result["covered"] == 8
     assert result["high_quality"] == pytest.approx(0.989, abs=0.015)
+    assert result["spread"] == pytest.approx(0.974, abs=0.03)
     assert not warned(recipe.report(result))
     assert f"{100 * result['high_quality']:.1f} % (of data 98.9 %)" in "\n".join(
         recipe.report(result)
@@ -721,9 +726,9 @@ def test_classes_that_are_missing_are_named(judged):
 
 
 def test_a_class_is_shown_by_a_tenth_of_its_share():
-    assert gan.shown(0.01, 0.1)
-    assert not gan.shown(0.0099, 0.1)
-    assert gan.shown(0.0, 0.0)
+    assert shown(0.01, 0.1)
+    assert not shown(0.0099, 0.1)
+    assert shown(0.0, 0.0)
 
 
 # What is said and drawn.
