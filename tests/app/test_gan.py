@@ -127,6 +127,7 @@ def test_options_that_are_given_stay():
         (["--dropout", "0.1"], "--dropout is not for gan; leave it out"),
         (["--data", "ring8", "--net", "conv"], "ring8 are points in the plane; leave out --net"),
         (["--depth", "2"], "--depth is for fully connected nets"),
+        (["--depth", "3"], "--depth is for fully connected nets"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--net", "unet"], "invalid choice: 'unet'"),
         (["--batch-size", "2000"], "--batch-size must be at most the 1437 training examples"),
@@ -471,7 +472,20 @@ def test_its_layers_can_be_listed_on_both_sides(runs, capsys):
     said = capsys.readouterr().out
     assert "generator.layers.0" in said
     assert "discriminator.layers.0" in said
-    assert main(["info", str(run)]) == 0
+    assert main(["info", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters_of"] == sides
+    assert found["parameters"] == sum(sides.values())
+    assert found["parameters"] == sum(prod(shape) for shape in found["layout"].values())
+    assert {name.split(".")[0] for name in found["layout"]} == set(sides)
+
+
+def test_training_says_how_large_both_sides_are(tmp_path, capsys):
+    flags = ["--data", "ring8", "--width", "4", "--depth", "1", "--latent", "3", "--steps", "1"]
+    assert main(["train", "gan", *flags, "--out", str(tmp_path / "run")]) == 0
+    generator, discriminator = (3 + 1) * 4 + (4 + 1) * 2, (2 + 1) * 4 + (4 + 1)
+    said = f": {generator} parameters of the generator and {discriminator} parameters of the "
+    assert said + "discriminator, numpy float32, " in capsys.readouterr().err
 
 
 def test_many_samples_do_not_take_long_however_many_examples_there_are(runs, capsys):

@@ -135,10 +135,6 @@ class GanConfig(Config):
             raise ValueError("--dropout is not for gan; leave it out")
         if planar and conv:
             raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
-        if conv and self.depth != 3:
-            raise ValueError(
-                "--depth is for fully connected nets; that of --net conv follows from --size"
-            )
 
     @property
     def default_width(self) -> int:
@@ -151,7 +147,7 @@ class GanSampling(Sampling):
     """The options of a GAN's sampler."""
 
     interpolate: bool = option(
-        False, f"rows of {ROW} samples on the way from one latent to another (gan)"
+        False, f"rows of {ROW} samples on the way from one latent to another (gan)", pictures=True
     )
 
 
@@ -187,6 +183,11 @@ class GanRecipe(Recipe):
     def whole(self) -> Gan:
         """Both sides."""
         return self.gan
+
+    @property
+    def sides(self) -> dict[str, FlatParameters]:
+        """Those of the generator and of the discriminator."""
+        return {"generator": self.params, "discriminator": self.opponent.params}
 
     def build(self) -> Sequential:
         """The generator."""
