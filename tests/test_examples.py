@@ -22,6 +22,7 @@ UNITS = {
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
     "hvae_digits": "bits/dim",
+    "latent_arithmetic": "of class c",
     "linear_vae": "nats",
     "vae_digits": "bits/dim",
     "vdm_digits": "bits/dim",
