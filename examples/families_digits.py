@@ -3,7 +3,7 @@
     python examples/families_digits.py --data digits --out families
 
 Each trains for about two minutes of one core; then one table and one picture. The loops are written
-out in `vae_digits.py`, `hvae_digits.py` (the chain), `wgan_gp_ring.py` and `ddpm_digits.py`.
+out in `vae_digits.py`, `hvae_digits.py` (the chain), `dcgan_digits.py` and `ddpm_digits.py`.
 """
 
 import argparse

@@ -1,22 +1,30 @@
 """Every example runs, is short, and calls tested losses instead of restating them."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from scratchgen.app.recipes import GanRecipe
+from scratchgen.app.recipes.gan import GanConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # make_digits.py needs scikit-learn and rewrites the data set, so it is not run here
 SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "make_digits")
 UNITS = {
     "autoencoder_pca": "squared error",
+    "dcgan_digits": "classes present",
     "ddpm_densities": "nats",
     "ddpm_digits": "bits/dim",
     "families_digits": "nats per image",
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
+    "gan_losses": "standard deviations",
     "hvae_digits": "bits/dim",
+    "latent_arithmetic": "of class c",
     "linear_vae": "nats",
     "vae_digits": "bits/dim",
     "vdm_digits": "bits/dim",
@@ -64,3 +72,18 @@ def test_one_bound_from_the_vae_to_diffusion(tmp_path):
         assert got == pytest.approx(want, abs=2e-9)
     assert long_chain[-1] == pytest.approx(diffusion[-1], abs=2e-9)
     assert long_chain[1] != pytest.approx(diffusion[1], rel=0.1)
+
+
+@pytest.mark.equation("GAN-6")
+def test_the_gan_of_the_example_is_the_one_of_the_command_line():
+    """A few rounds: the same weights, average and running statistics, bit for bit."""
+    recipe = GanRecipe(GanConfig(steps=3, seed=5))
+    recipe.fit.until(3, quiet=True)
+    train = runpy.run_path(str(EXAMPLES / "dcgan_digits.py"))["train"]
+    gan, ema = train(recipe.examples(recipe.fitted), 3, recipe.stream)
+    np.testing.assert_array_equal(ema.params.theta, recipe.params.theta)
+    np.testing.assert_array_equal(ema.average, recipe.ema.average)
+    np.testing.assert_array_equal(gan.params.theta, recipe.opponent.params.theta)
+    assert ema.params.buffers.keys() == recipe.params.buffers.keys() != set()
+    for name, buffer in ema.params.buffers.items():
+        np.testing.assert_array_equal(buffer.value, recipe.params.buffers[name].value)

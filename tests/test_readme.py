@@ -1,5 +1,6 @@
 """The README's Python runs as it stands there."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from scratchgen.app.cli import parser
 from scratchgen.testing.monte_carlo import MonteCarloFailure
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^\| `scratchgen (.*?)` \|", README.read_text("utf-8"), re.MULTILINE)
 PROGRAMS = [block for block in BLOCKS if "def test_" not in block]
 TESTS = [block for block in BLOCKS if "def test_" in block]
 
@@ -66,3 +69,25 @@ def test_a_wrong_formula_of_ones_own_fails():
 def test_the_formula_takes_fifteen_lines():
     (text,) = TESTS
     assert sum(bool(line.strip()) for line in text.splitlines()) <= 15
+
+
+def doors():
+    """Command -> every option that it, or a command below it, takes."""
+
+    def below(door):
+        found = set(door._option_string_actions)
+        for action in door._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= set().union(*map(below, action.choices.values()))
+        return found
+
+    (top,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {name: below(door) for name, door in top.choices.items()}
+
+
+def test_the_table_of_commands_has_every_door_and_no_option_that_is_not_there():
+    known = doors()
+    assert {command.split()[0] for command in COMMANDS} == set(known)
+    for command in COMMANDS:
+        name = command.split()[0]
+        assert set(re.findall(r"--[a-z-]+", command)) <= known[name], command

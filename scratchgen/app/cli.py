@@ -22,6 +22,7 @@ from scratchgen.app import commands, quality, reproduce, sampling
 from scratchgen.app.dissect import print_dissection
 from scratchgen.app.explain import explain, print_explanation
 from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.config import flag_of
 from scratchgen.app.recipes.data import settled
 from scratchgen.app.schedule_report import print_schedule
 from scratchgen.app.workers import AUTO, Sharing
@@ -48,6 +49,22 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = Parser(prog="scratchgen", description="Deep generative models from scratch.")
+    _add_common(top)
+    doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help, add_options in (
+        ("demo", "train a VAE on real digits, measure it, draw from it", _add_demo),
+        ("train", "train a model, or resume a run", _add_training),
+        ("sample", "draw samples from a trained run; earlier ones stay", _add_sample),
+        ("evaluate", "measure a trained run", _add_evaluation),
+        ("info", "versions and devices, or what a run folder holds", _add_info),
+        ("reproduce", "remake a published result and compare", _add_reproduce),
+        ("explain", "an equation: its source, code, tests and errata", _add_explain),
+    ):
+        add_options(doors.add_parser(name, help=help))
+    return top
+
+
+def _add_common(top: argparse.ArgumentParser) -> None:
     top.add_argument("--version", action="version", version=f"scratchgen {__version__}")
     top.add_argument(
         "--blas-threads",
@@ -65,16 +82,37 @@ def parser() -> argparse.ArgumentParser:
         help="the readable functions only: without their faster twins, without the threads "
         "that share batches in `train`, and the processes that share samples in `sample`",
     )
-    doors = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = doors.add_parser("demo", help="train a VAE on real digits, measure it, draw from it")
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-demo)")
     demo.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
-    train = doors.add_parser("train", help="train a model, or resume a run")
-    _add_training(train)
 
-    sample = doors.add_parser("sample", help="draw samples from a trained run")
+def _add_training(train: argparse.ArgumentParser) -> None:
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
+    common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
+    common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    common.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N|auto",
+        help="threads that share each batch (default: auto, which takes every core this process "
+        "may use where that pays; a resumed run keeps its own number). Each computes its matrix "
+        "products in one thread, so more than 1 needs `scratchgen --blas-threads 1`, the default",
+    )
+    for action in common._actions:
+        train._add_action(action)
+    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
+    for name, recipe in RECIPES.items():
+        model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
+        for each in fields(recipe.config_type):
+            _add_option(model, each)
+
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("run", type=Path, metavar="RUN", help="run folder")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
@@ -87,44 +125,6 @@ def parser() -> argparse.ArgumentParser:
         "core on Linux and 1 elsewhere)",
     )
     _add_sampling(sample)
-
-    evaluate = doors.add_parser("evaluate", help="measure a trained run")
-    _add_evaluation(evaluate)
-
-    info = doors.add_parser("info", help="versions and devices, or what a run folder holds")
-    info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
-    info.add_argument("--json", action="store_true", help="print one JSON object")
-    info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
-    info.add_argument(
-        "--schedule",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="what a noise schedule does: RUN's own, or linear or cosine",
-    )
-    info.add_argument(
-        "--timesteps", type=int, default=1000, help="T of a schedule by name (default: 1000)"
-    )
-    info.add_argument("--reading", action="store_true", help="the source files to read, in order")
-
-    again = doors.add_parser("reproduce", help="remake a published result and compare")
-    again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
-    again.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    again.add_argument("--json", action="store_true", help="print one JSON object")
-    again.add_argument(
-        "--record", type=Path, metavar="DIR", help="run all seeds and write DIR/NAME.json instead"
-    )
-    again.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
-    )
-
-    about = doors.add_parser("explain", help="an equation: its source, code, tests and errata")
-    about.add_argument("key", nargs="?", metavar="KEY", help="such as DDPM-6; none lists all")
-    about.add_argument(
-        "--search", nargs="+", default=(), metavar="WORD", help="list the keys whose text has all"
-    )
-    about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
-    return top
 
 
 def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
@@ -158,31 +158,45 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="of `train classifier`, whose features are compared (default: one trained anew)",
     )
-    _add_sampling(evaluate)
+    _add_sampling(evaluate, measured=True)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_training(train: argparse.ArgumentParser) -> None:
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--out", type=Path, help="new folder (default: runs/NNNN-MODEL-DATA-sSEED)")
-    common.add_argument("--resume", type=Path, metavar="RUN", help="continue this run folder")
-    common.add_argument("--stop-at", type=int, metavar="K", help="stop after step K, to be resumed")
-    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    common.add_argument(
-        "--workers",
-        type=_workers,
-        metavar="N|auto",
-        help="threads that share each batch (default: auto, which takes every core this process "
-        "may use where that pays; a resumed run keeps its own number). Each computes its matrix "
-        "products in one thread, so more than 1 needs `scratchgen --blas-threads 1`, the default",
+def _add_info(info: argparse.ArgumentParser) -> None:
+    info.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.add_argument("--net", action="store_true", help="the layers of RUN, and what they cost")
+    info.add_argument(
+        "--schedule",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="what a noise schedule does: RUN's own, or linear or cosine",
     )
-    for action in common._actions:
-        train._add_action(action)
-    models = train.add_subparsers(dest="model", metavar="MODEL", help=", ".join(RECIPES))
-    for name, recipe in RECIPES.items():
-        model = models.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS)
-        for each in fields(recipe.config_type):
-            _add_option(model, each)
+    info.add_argument(
+        "--timesteps", type=int, default=1000, help="T of a schedule by name (default: 1000)"
+    )
+    info.add_argument("--reading", action="store_true", help="the source files to read, in order")
+
+
+def _add_reproduce(again: argparse.ArgumentParser) -> None:
+    again.add_argument("name", nargs="?", metavar="NAME", help="none lists the names")
+    again.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    again.add_argument("--json", action="store_true", help="print one JSON object")
+    again.add_argument(
+        "--record", type=Path, metavar="DIR", help="run all seeds and write DIR/NAME.json instead"
+    )
+    again.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the table of results in this README"
+    )
+
+
+def _add_explain(about: argparse.ArgumentParser) -> None:
+    about.add_argument("key", nargs="?", metavar="KEY", help="such as DDPM-6; none lists all")
+    about.add_argument(
+        "--search", nargs="+", default=(), metavar="WORD", help="list the keys whose text has all"
+    )
+    about.add_argument("--json", action="store_true", help="print one JSON object, or a list")
 
 
 def _workers(text: str) -> int | str:
@@ -196,13 +210,14 @@ def _workers(text: str) -> int | str:
         ) from None
 
 
-def _add_sampling(door: argparse.ArgumentParser) -> None:
+def _add_sampling(door: argparse.ArgumentParser, measured: bool = False) -> None:
     """The options of every model's sampler; which of them a run has is found when it is known."""
     known: dict[str, Field] = {}
     for recipe in RECIPES.values():
         known |= {each.name: each for each in fields(recipe.sampling_type)}
     for each in known.values():
-        _add_option(door, each)
+        if not (measured and each.metadata["pictures"]):
+            _add_option(door, each)
 
 
 def _sampling_given(given: argparse.Namespace) -> dict:
@@ -213,7 +228,7 @@ def _sampling_given(given: argparse.Namespace) -> dict:
 
 def _add_option(door: argparse.ArgumentParser, each: Field) -> None:
     """A dataclass field as a flag, which is absent from the result where it is not given."""
-    flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
+    flag, text = flag_of(each.name), each.metadata["help"]
     if each.type is bool:
         door.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         return
@@ -240,7 +255,9 @@ def _train(given: argparse.Namespace) -> None:
         commands.resume(resumed, stop_at, quiet, expected, _sharing(given))
         return
     recipe = RECIPES[model]
-    commands.train(recipe(recipe.config_type(**chosen)), out, stop_at, quiet, _sharing(given))
+    config = recipe.config_type(**chosen)
+    config.refuse_without_effect(chosen)  # even where the value is the default
+    commands.train(recipe(config), out, stop_at, quiet, _sharing(given))
 
 
 def _sample(given: argparse.Namespace) -> Path:
@@ -271,8 +288,9 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> None:
     options = _sampling_given(given)
-    if given.samples is None and (options or given.classifier):
-        raise ValueError("--classifier and the sampler's options go with --samples N; add it")
+    if given.samples is None and (options or given.classifier or given.seed):
+        what = "--seed, --classifier and the sampler's options"
+        raise ValueError(f"{what} go with --samples N; add it")
     found = {}
     if given.samples is not None:
         n, seed = given.samples, given.seed
@@ -314,7 +332,11 @@ def _print(as_json: bool, result: dict | list, for_people) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    given = parser().parse_args(arguments)
+    top = parser()
+    given, odd = top.parse_known_args(arguments)
+    if odd:
+        top.prog = " ".join(filter(None, ("scratchgen", given.command, vars(given).get("model"))))
+        top.error(f"unrecognized arguments: {' '.join(odd)}")
     try:
         if given.blas_threads < 1:
             raise ValueError(f"--blas-threads must be at least 1, got {given.blas_threads}")

@@ -117,9 +117,12 @@ def _train(recipe: Recipe, folder: Path, last: int, quiet: bool, crew: Crew) -> 
     fit.workers = crew.group()
     go_on = f"go on with: scratchgen train --resume {folder}"
     if not quiet:
-        size = recipe.params.theta.shape[0]
+        sizes = [
+            f"{params.theta.shape[0]:,} parameters" + (f" of the {name}" if name else "")
+            for name, params in recipe.sides.items()
+        ]
         born = f"{recipe.born.name} {config.dtype}"
-        say(f"training into {folder}: {size:,} parameters, {born}, {crew}")
+        say(f"training into {folder}: {' and '.join(sizes)}, {born}, {crew}")
     meta = {"config": config_to_json(recipe)}
     try:
         fit.until(last, folder / "checkpoint.npz", meta, quiet, recipe.describe)
@@ -171,7 +174,8 @@ def evaluate(
         measures = recipe.evaluate(examples, draws)
     require_finite(folder, measures)
     try:
-        recipe.evaluation_files(folder, part, examples, measures)
+        name = f"{part}_{Path(data).stem}" if data else part  # the run's own files stay
+        recipe.evaluation_files(folder, name, examples, measures)
     except OSError as error:
         say(f"note: the figures and tables were not all written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(examples)}
@@ -224,14 +228,23 @@ def info(folder: Path | None, reading: bool = False, net: bool = False) -> dict:
         return {**path, "lines": sum(sum(files.values()) for files in path.values())}
     if folder is None:
         return runs.environment()
-    config = config_to_json(runs.read_recipe(folder))
-    arrays, meta = checkpoint.load(folder / "checkpoint.npz")
+    recipe = runs.read_recipe(folder)
+    trained = folder / "checkpoint.npz"
+    arrays, meta = checkpoint.load(trained)
+    recipe.check_configuration(meta, trained)
+    sizes = {name: params.theta.shape[0] for name, params in recipe.sides.items()}
+    layout = {
+        f"{name}.{parameter}" if name else parameter: shape
+        for name, params in recipe.sides.items()
+        for parameter, shape in params.layout().items()
+    }
     return {
         "run": str(folder),
-        **config,
+        **config_to_json(recipe),
         "steps_done": int(arrays["step"]),
-        "parameters": int(arrays["theta"].size),
-        "layout": meta["layout"],
+        "parameters": sum(sizes.values()),
+        **({"parameters_of": sizes} if len(sizes) > 1 else {}),
+        "layout": layout,
     }
 
 

@@ -249,7 +249,8 @@ def _density_of(points: np.ndarray, reach: float, side: int = 160) -> np.ndarray
 
 
 def _scatter(axes, points: np.ndarray, reach: float, title: str) -> None:
-    axes.scatter(points[:, 0], points[:, 1], s=2.0, color=COLOURS[0], alpha=0.4, linewidths=0)
+    size = min(max(2000.0 / len(points), 2.0), 20.0)  # few are seen, and many do not run together
+    axes.scatter(*points.T, s=size, color=COLOURS[0], alpha=0.4, linewidths=0)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(-reach, reach)
     axes.set_aspect("equal")

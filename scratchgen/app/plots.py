@@ -1,6 +1,7 @@
 """Figures of training, and of images."""
 
-from math import sqrt
+from math import inf, sqrt
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
 
 MOST_TILES = 400
+LINE = 0.06  # of the axes' height, for a label beside them
 STYLES = ("-", "--", ":", "-.")  # of curves, once the colours are used up
 
 
@@ -25,41 +27,34 @@ def loss_curves(
         steps: where the rows were logged.
         curves: label -> values; the first is the one that matters.
         unit: of all values.
-        lines: label -> value, drawn as horizontal lines.
+        lines: label -> value, drawn as horizontal lines with their labels to the right.
     """
-    figure, axes = new_figure(7.0, 4.2)
+    figure, axes = new_figure(8.4 if lines else 7.0, 4.2)
     for i, (label, values) in enumerate(curves.items()):
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         axes.plot(steps, values, style, color=colour, linewidth=1 if i else 2, label=label)
     main = next(iter(curves.values()))
-    for label, level in _joined(lines).items():
-        below = level < main[-1]  # on the side away from where the curve ends
+    top = 1.25 * max([*lines.values(), float(np.quantile(main, 0.9))])  # early steps may be above
+    height = -inf
+    for label, level in sorted(lines.items(), key=itemgetter(1)):
+        height = max(level, height + LINE * top)  # raised where the label below would be touched
         axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
         axes.annotate(
-            label,
-            (1.0, level),
+            f"{label}: {level:#.3g}",
+            (1.0, height),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, -3 if below else 2),
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="right",
-            va="top" if below else "bottom",
+            va="center",
             fontsize=8,
             color="#555555",
         )
     axes.set_xlabel("training step")
     axes.set_ylabel(unit)
-    axes.set_ylim(0.0, 1.25 * max([*lines.values(), float(np.median(main))]))
+    axes.set_ylim(0.0, top)
     axes.set_xlim(0, steps[-1])
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.2))
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
     save(figure, path)
-
-
-def _joined(lines: dict[str, float]) -> dict[str, float]:
-    """The lines with their levels in their labels; one line where two levels read the same."""
-    at: dict[str, list[str]] = {}
-    for label, level in lines.items():
-        at.setdefault(f"{level:.3g}", []).append(label)
-    return {f"{', '.join(labels)}: {text}": lines[labels[0]] for text, labels in at.items()}
 
 
 def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None = None) -> None:

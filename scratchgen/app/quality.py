@@ -1,6 +1,6 @@
 """How good samples are: distances to real data beside their floors, `evaluate RUN --samples N`."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import MEASURED, ClassifierRecipe, can_be_judged, judge_for
+from scratchgen.app.recipes.config import flag_of
 from scratchgen.app.recipes.data import PLANAR, load
 from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
@@ -71,11 +72,12 @@ def sample_quality(
         ValueError: too few samples or examples, or samples that are not independent.
     """
     require_enough(recipe, part, n)
-    if getattr(options, "keep_levels", 0):
-        raise ValueError(
-            "--keep-levels draws samples that share latents, and measures are for independent "
-            "ones; leave it out"
-        )
+    for each in fields(options):
+        if each.metadata["pictures"] and getattr(options, each.name) != each.default:
+            raise ValueError(
+                f"{flag_of(each.name)} is for the pictures of `sample`, and measures are for "
+                "independent samples; leave it out"
+            )
     return quality_of(recipe.sample(n, seed, options).x, recipe, part, seed, judge)
 
 

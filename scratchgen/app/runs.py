@@ -5,7 +5,7 @@ environment.json   versions, backend, device, BLAS threads, workers, twins, the 
 metrics.csv        the logged loss terms
 checkpoint.npz     parameters, averages, optimiser: see training/checkpoint.py
 figures/*.png      pictures
-samples.npz        the last samples drawn
+samples.npz        samples; those of later calls are in samples_2.npz, samples_3.npz, ...
 """
 
 import json

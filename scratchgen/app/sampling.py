@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from scratchgen.app import diffusion_plots, plots, runs
 from scratchgen.app.recipes import Recipe
 from scratchgen.app.recipes.base import Sampled
+from scratchgen.app.recipes.config import flag_of
 from scratchgen.app.workers import ALONE, Sharing, processes
 from scratchgen.training import checkpoint
 from scratchgen.training.fit import NotFinite
@@ -24,6 +26,8 @@ def sample(
     sharing: Sharing = ALONE,
 ) -> Path:
     """Draw n samples, write samples.npz and figures/samples.png, return the latter.
+
+    The files of the next call are samples_2.npz, figures/samples_2.png and so on.
 
     Args:
         folder: the run.
@@ -47,30 +51,47 @@ def sample(
     seconds = time.monotonic() - began
     if not np.isfinite(drawn.x).all():
         raise NotFinite("samples are not finite; try a lower temperature, or more steps")
-    say(f"drew {n} samples in {seconds:.1f} s")
     arrays: dict[str, Any] = {"x": drawn.x, "seed": seed, **asdict(options)}
     if drawn.path:
         arrays["path"] = np.stack(drawn.path)
-    with checkpoint.whole_file(folder / "samples.npz") as file:
-        np.savez_compressed(file, **arrays)
-    named = {name.replace("_", " "): value for name, value in given.items() if value is not True}
-    said = [f"seed {seed}", *(f"{name} {value}" for name, value in named.items())]
-    return _show_samples(recipe, folder, drawn, ", ".join(said))
+    suffix = _keep(folder, arrays)
+    say(f"drew {n} samples in {seconds:.1f} s, into {folder}/samples{suffix}.npz")
+    named = {name.replace("_", " "): value for name, value in {"seed": seed, **given}.items()}
+    said = [name if value is True else f"{name} {value}" for name, value in named.items()]
+    return _show_samples(recipe, folder, drawn, ", ".join(said), suffix)
 
 
-def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Path:
+def _keep(folder: Path, arrays: dict) -> str:
+    """Write samples.npz, or samples_2.npz, ..., whichever is not there; returns "", or "_2", ..."""
+    for number in count(1):
+        suffix = f"_{number}" if number > 1 else ""
+        path = folder / f"samples{suffix}.npz"
+        try:
+            path.touch(exist_ok=False)  # claims the number, should two calls run at once
+            break
+        except FileExistsError:
+            continue
+    try:
+        with checkpoint.whole_file(path) as file:
+            np.savez_compressed(file, **arrays)
+    except BaseException:
+        path.unlink()
+        raise
+    return suffix
+
+
+def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str, suffix: str) -> Path:
     """figures/samples.png, and the way to them where it was kept."""
     figures, n = folder / "figures", len(drawn.x)
+    path = figures / f"samples{suffix}.png"
     shown = drawn.x[: plots.MOST_TILES]
     which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
     if drawn.x.ndim == 2:
         known = recipe.part("test").x[:n]
-        diffusion_plots.point_cloud(
-            figures / "samples.png", drawn.x, f"{recipe.name}, {said}", known
-        )
+        diffusion_plots.point_cloud(path, drawn.x, f"{recipe.name}, {said}", known)
     else:
         title = f"{which} ({recipe.shows}), {said}"
-        plots.image_grid(figures / "samples.png", shown, title, drawn.columns)
+        plots.image_grid(path, shown, title, drawn.columns)
     if drawn.path:
         some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
         between = [""] * (len(some) - 2)
@@ -79,12 +100,13 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str) -> Pa
             ("forward", drawn.forward, ("data", "noise"), "training examples become noise"),
         ):
             labels = [ends[0], *between, ends[1]]
-            diffusion_plots.strip(figures / f"{name}.png", frames, labels, title)
+            diffusion_plots.strip(figures / f"{name}{suffix}.png", frames, labels, title)
         tiles = [frame[: plots.MOST_TILES] for frame in drawn.path]
         columns = round(len(tiles[0]) ** 0.5)
-        diffusion_plots.moving_picture(figures / "trajectory.gif", tiles, columns)
-        say(f"also wrote trajectory.png, trajectory.gif and forward.png to {figures}")
-    return figures / "samples.png"
+        diffusion_plots.moving_picture(figures / f"trajectory{suffix}.gif", tiles, columns)
+        others = f"trajectory{suffix}.png, trajectory{suffix}.gif and forward{suffix}.png"
+        say(f"also wrote {others} to {figures}")
+    return path
 
 
 def sampling_options(recipe: Recipe, given: dict):
@@ -95,5 +117,5 @@ def sampling_options(recipe: Recipe, given: dict):
     """
     odd = sorted(set(given) - {each.name for each in fields(recipe.sampling_type)})
     if odd:
-        raise ValueError(f"the sampler of {recipe.name} has no option --{odd[0].replace('_', '-')}")
+        raise ValueError(f"the sampler of {recipe.name} has no option {flag_of(odd[0])}")
     return recipe.sampling_type(**given)

@@ -97,7 +97,12 @@ class Injected(Module):
 
 
 def mlp_ladder(
-    dims: int, latents: Sequence[int], n_out: int, width: int = 128, dropout: float = 0.0
+    dims: int,
+    latents: Sequence[int],
+    n_out: int,
+    width: int = 128,
+    dropout: float = 0.0,
+    depth: int = 2,
 ) -> LadderNets:
     """A ladder of fully connected nets, as `LadderHvae(*nets, likelihood)` takes it.
 
@@ -107,21 +112,31 @@ def mlp_ladder(
         n_out: the size of the decoder's output: likelihood.width · dims.
         width: of the state, the features and every hidden layer.
         dropout: the rate behind every hidden activation of the encoders and the decoder.
+        depth: hidden layers from x to the posterior of z_L, whose own is the last of them, and from
+            s_L to the decoder's output; at least 1.
+
+    Raises:
+        ValueError: there would be no hidden layer.
 
     Source: HVAE-4, HVAE-5
     """
+    if depth < 1:
+        raise ValueError(f"a ladder's depth must be at least 1 hidden layer, got {depth}")
 
     def hidden(n: int) -> list:
         return [silu, *([Dropout(dropout)] if dropout else []), Linear(width, n)]
 
-    encoders: list = [Sequential(Linear(dims, width, reads_data=True), *hidden(width))]
+    def more() -> list:
+        return [layer for _ in range(depth - 1) for layer in hidden(width)]
+
+    encoders: list = [Sequential(Linear(dims, width, reads_data=True), *more())]
     encoders += [Residual(Sequential(*hidden(width))) for _ in latents[1:]]
     levels = []
     for i, k in enumerate(latents):
         prior = Sequential(silu, Linear(width, 2 * k, zero_values)) if i else None
         posterior = Joined(Sequential(silu, Linear(2 * width, 2 * k)))
         levels.append((prior, posterior, Injected(Linear(k, width), identity)))
-    decoder = Sequential(*hidden(width), *hidden(n_out))
+    decoder = Sequential(*more(), *hidden(n_out))
     return LadderNets(encoders, levels, (width,), [(k,) for k in latents], decoder)
 
 

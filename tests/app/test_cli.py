@@ -5,15 +5,23 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scratchgen.app import commands
 from scratchgen.app.cli import main
+from scratchgen.app.quality import sample_quality
+from scratchgen.app.recipes import RECIPES
+from scratchgen.app.recipes.config import flag_of
+from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling
+from scratchgen.app.recipes.gan import GanSampling
+from scratchgen.app.recipes.hvae import HvaeSampling
 from scratchgen.app.recipes.vae import VaeConfig
-from scratchgen.app.runs import new_run
+from scratchgen.app.runs import new_run, read_recipe
 from scratchgen.core import twins
 from scratchgen.training.fit import Fit
 
@@ -138,9 +146,14 @@ def test_a_collapsed_posterior_is_called_that(tmp_path, capsys):
 
 
 def samples(run, capsys, *arguments):
+    capsys.readouterr()
     assert main(["sample", str(run), *arguments]) == 0
-    assert capsys.readouterr().out.strip().endswith("samples.png")
-    with np.load(run / "samples.npz", allow_pickle=False) as archive:
+    said = capsys.readouterr()
+    picture = run / "figures" / Path(said.out.strip()).name
+    assert picture.is_file()
+    written = run / picture.with_suffix(".npz").name
+    assert said.err.strip().endswith(f"s, into {written}")
+    with np.load(written, allow_pickle=False) as archive:
         return archive["x"]
 
 
@@ -154,6 +167,70 @@ def test_sample_i_of_four_is_sample_i_of_seventy(run, capsys):
     assert np.any(other != few)
     still = samples(run, capsys, "-n", "4", "--temperature", "0")
     np.testing.assert_allclose(still, np.repeat(still[:1], 4, axis=0), rtol=1e-6)
+
+
+def test_samples_of_earlier_calls_stay(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("samples*"))
+    kept = {}
+    for number, seed in enumerate("778"):
+        drawn = samples(copy, capsys, "-n", "4", "--seed", seed)
+        suffix = ("", "_2", "_3")[number]
+        new = {copy / f"samples{suffix}.npz", copy / "figures" / f"samples{suffix}.png"}
+        assert set(copy.rglob("samples*")) == kept.keys() | new
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        kept |= {path: path.read_bytes() for path in new}
+        with np.load(copy / f"samples{suffix}.npz") as archive:
+            np.testing.assert_array_equal(archive["x"], drawn)
+            assert archive["seed"] == int(seed)
+
+
+def test_samples_that_could_not_be_written_leave_no_file(run, tmp_path, capsys, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("samples*"))
+
+    def full(*arguments, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert "No space left" in refused(capsys, "sample", copy)
+    assert list(copy.rglob("*samples*")) == []
+
+
+def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys):
+    listed = {}
+    for door in ("sample", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([door, "--help"])
+        listed[door] = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    options = {each.name: each for kind in RECIPES.values() for each in fields(kind.sampling_type)}
+    pictures = {name for name, each in options.items() if each.metadata["pictures"]}
+    assert pictures == {"keep_levels", "interpolate", "shared_noise", "trajectory"}
+    for name in options:
+        assert flag_of(name) in listed["sample"]
+        assert (flag_of(name) in listed["evaluate"]) == (name not in pictures)
+    complaint = refused(capsys, "evaluate", run, "--samples", 50, "--keep-levels", 1)
+    assert complaint.endswith(
+        "unrecognized arguments: --keep-levels 1; see: scratchgen evaluate --help"
+    )
+    assert refused(capsys, "train", "vae", "--penalty", 1).endswith("scratchgen train vae --help")
+    for flags in (["--seed", 1], ["--temperature", 0.5]):
+        assert "go with --samples N; add it" in refused(capsys, "evaluate", run, *flags)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        HvaeSampling(keep_levels=1),
+        GanSampling(interpolate=True),
+        DiffusionSampling(shared_noise=True),
+        DiffusionSampling(trajectory=True),
+    ],
+)
+def test_samples_for_pictures_are_not_measured(run, options):
+    recipe = read_recipe(run)
+    with pytest.raises(ValueError, match=r"^--\S+ is for the pictures of `sample`.*leave it out$"):
+        sample_quality(recipe, recipe.part("test"), 50, 0, options, None)
 
 
 def test_info_tells_versions_and_runs(run, capsys):
@@ -197,6 +274,21 @@ def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, flags, w
         patch.chdir(tmp_path)
         complaint = refused(capsys, "train", "vae", *flags)
     assert re.search(what, complaint), complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["autoencoder", "--net", "linear", "--depth", "2"], "--net linear has no hidden layer"),
+        (["autoencoder", "--net", "sigmoid", "--depth", "1"], "--net sigmoid has no hidden layer"),
+        (["autoencoder", "--net", "linear", "--dropout", "0.0"], "--dropout is for deep nets"),
+        (["classifier", "--depth", "4"], "--depth is for fully connected nets"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, capsys, monkeypatch, flags, what):
+    monkeypatch.chdir(tmp_path)
+    assert what in refused(capsys, "train", *flags)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,7 +343,12 @@ def test_an_edited_configuration_is_not_believed(run, tmp_path, capsys, change):
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
     (name,) = change
-    for command in (["evaluate", copy], ["sample", copy], ["train", "--resume", copy]):
+    for command in (
+        ["evaluate", copy],
+        ["sample", copy],
+        ["train", "--resume", copy],
+        ["info", copy],
+    ):
         complaint = refused(capsys, *command)
         assert name in complaint or "another model" in complaint
 

@@ -149,6 +149,7 @@ def test_a_colour_run_goes_the_whole_way(runs, capsys):
         (["--colour"], "for 8×8 pixels in colour add --data shapes"),
         (["--data", "shapes", "--size", "9"], "shapes have 8, 16, 32, 64 pixels a side, got 9"),
         (["--net", "conv", "--depth", "3"], "--depth is for fully connected nets"),
+        (["--net", "conv", "--depth", "2"], "--depth is for fully connected nets"),
         (["--net", "conv", "--width", "12"], "--width must be a multiple of 8 for --net conv"),
         (["--width", "-1"], "--width must be at least 1, or 0 for the default, got -1"),
         (["--data", "shapes", "--batch-size", "2001"], "at most the 2000 training examples"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratchgen.app import quality
+from scratchgen.app import diffusion_plots, quality
 from scratchgen.app.cli import main
 from scratchgen.app.commands import print_evaluation
 from scratchgen.app.recipes import ClassifierRecipe, DdpmRecipe, VdmRecipe, recipe_from_json
@@ -243,6 +243,8 @@ def test_points_are_measured_beside_their_own_density(run, capsys):
 
 
 def drawn(folder, *options) -> dict:
+    for earlier in folder.rglob("samples*"):
+        earlier.unlink()
     assert main(["sample", str(folder), *options]) == 0
     with np.load(folder / "samples.npz", allow_pickle=False) as archive:
         return dict(archive)
@@ -301,13 +303,21 @@ def test_every_run_can_be_sampled_with_every_variance(config, run):
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3]], ids=["images", "points"])
-def test_a_trajectory_is_kept_from_noise_to_samples(config, run):
-    folder = run(config)
+def test_a_trajectory_is_kept_from_noise_to_samples(config, run, monkeypatch):
+    folder, shown, strip = run(config), [], diffusion_plots.strip
+
+    def look(path, frames, labels, title):
+        shown.append((path.name, title))
+        strip(path, frames, labels, title)
+
+    monkeypatch.setattr(diffusion_plots, "strip", look)
     found = drawn(folder, "-n", "5", "--seed", "2", "--trajectory")
     assert found["path"].shape == (10, 5, *made(config).shape), "all ten stops of nine steps"
     np.testing.assert_array_equal(found["path"][-1], found["x"])
     noise = Stream(2, made(config).born).at("sample", "start").normal((5, made(config).dims))
     np.testing.assert_allclose(found["path"][0].reshape(5, -1), noise)
+    titles = [title for name, title in shown if name == "trajectory.png"]
+    assert titles == ["from noise to samples, seed 2, trajectory"]
     for name in ("samples.png", "trajectory.png", "forward.png", "trajectory.gif"):
         assert (folder / "figures" / name).is_file()
     with Image.open(folder / "figures" / "trajectory.gif") as picture:
@@ -435,7 +445,11 @@ def test_other_data_of_the_same_kind_can_be_measured(run, tmp_path, capsys):
     folder, path = run(CONFIGS[0]), tmp_path / "mine.npz"
     codes = made(CONFIGS[0]).part("test").codes[:20]
     np.savez(path, x=codes, levels=np.asarray(17))
+    kept = {each: each.read_bytes() for each in folder.rglob("terms_*")}
     assert main(["evaluate", str(folder), "--draws", "1", "--data", str(path), "--json"]) == 0
+    new = {folder / "terms_test_mine.csv", folder / "figures" / "terms_test_mine.png"}
+    assert set(folder.rglob("terms_*")) == kept.keys() | new
+    assert all(each.read_bytes() == content for each, content in kept.items())
     found = json.loads(capsys.readouterr().out)
     assert (found["data"], found["examples"]) == (str(path), 2)
     np.savez(path, x=codes)

@@ -14,6 +14,7 @@ from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
 from scratchgen.app.recipes.data import PLANAR, density, modes
 from scratchgen.app.recipes.gan import LOSSES, PENALISED, ROW, WGAN, GanConfig, GanSampling
+from scratchgen.app.recipes.gan_report import shown
 from scratchgen.app.sampling import sampling_options
 from scratchgen.app.workers import Sharing, crew
 from scratchgen.core.module import Parameter
@@ -126,6 +127,7 @@ def test_options_that_are_given_stay():
         (["--dropout", "0.1"], "--dropout is not for gan; leave it out"),
         (["--data", "ring8", "--net", "conv"], "ring8 are points in the plane; leave out --net"),
         (["--depth", "2"], "--depth is for fully connected nets"),
+        (["--depth", "3"], "--depth is for fully connected nets"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--net", "unet"], "invalid choice: 'unet'"),
         (["--batch-size", "2000"], "--batch-size must be at most the 1437 training examples"),
@@ -240,6 +242,8 @@ def test_published_settings_are_the_defaults():
     clipped, penalised = (GanConfig(loss=loss) for loss in ("wgan", "wgan-gp"))
     assert (clipped.clip, clipped.learning_rate, clipped.discriminator_steps) == (0.01, 5e-5, 5)
     assert (penalised.penalty, penalised.discriminator_steps) == (10.0, 5)
+    points = GanConfig(data="grid25", loss=PENALISED)
+    assert (points.penalty, points.discriminator_steps, points.steps) == (0.1, 2, 10000)
     assert GanConfig().discriminator_steps == 1
     adam = made(loss=PENALISED, **POINTS).fit.optimiser
     assert (adam.beta1, adam.beta2) == (0.5, 0.9)
@@ -468,7 +472,20 @@ def test_its_layers_can_be_listed_on_both_sides(runs, capsys):
     said = capsys.readouterr().out
     assert "generator.layers.0" in said
     assert "discriminator.layers.0" in said
-    assert main(["info", str(run)]) == 0
+    assert main(["info", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters_of"] == sides
+    assert found["parameters"] == sum(sides.values())
+    assert found["parameters"] == sum(prod(shape) for shape in found["layout"].values())
+    assert {name.split(".")[0] for name in found["layout"]} == set(sides)
+
+
+def test_training_says_how_large_both_sides_are(tmp_path, capsys):
+    flags = ["--data", "ring8", "--width", "4", "--depth", "1", "--latent", "3", "--steps", "1"]
+    assert main(["train", "gan", *flags, "--out", str(tmp_path / "run")]) == 0
+    generator, discriminator = (3 + 1) * 4 + (4 + 1) * 2, (2 + 1) * 4 + (4 + 1)
+    said = f": {generator} parameters of the generator and {discriminator} parameters of the "
+    assert said + "discriminator, numpy float32, " in capsys.readouterr().err
 
 
 def test_many_samples_do_not_take_long_however_many_examples_there_are(runs, capsys):
@@ -567,6 +584,7 @@ def test_modes_that_samples_show_are_counted(data, count):
         json.dumps(result, allow_nan=False)
         assert (result["samples"], result["covered"], result["modes"]) == (1000, covered, count)
         assert result["high_quality"] == pytest.approx(good, abs=0.03)
+        assert result["spread"] == pytest.approx(0.0, abs=1e-5)
         lines = recipe.report(result)
         assert f"modes covered: {covered} of {count}" in lines
         assert ("leaves them out" in warned(lines)) == (0 < covered < count)
@@ -587,6 +605,7 @@ def test_the_data_themselves_cover_their_modes():
     result = recipe.evaluate(some(recipe), draws=2048)
     assert result["covered"] == 8
     assert result["high_quality"] == pytest.approx(0.989, abs=0.015)
+    assert result["spread"] == pytest.approx(0.974, abs=0.03)
     assert not warned(recipe.report(result))
     assert f"{100 * result['high_quality']:.1f} % (of data 98.9 %)" in "\n".join(
         recipe.report(result)
@@ -707,9 +726,9 @@ def test_classes_that_are_missing_are_named(judged):
 
 
 def test_a_class_is_shown_by_a_tenth_of_its_share():
-    assert gan.shown(0.01, 0.1)
-    assert not gan.shown(0.0099, 0.1)
-    assert gan.shown(0.0, 0.0)
+    assert shown(0.01, 0.1)
+    assert not shown(0.0099, 0.1)
+    assert shown(0.0, 0.0)
 
 
 # What is said and drawn.

@@ -115,7 +115,8 @@ def test_every_level_has_the_latent_that_the_options_name():
         (["--kind", "markov", "--balance"], "--balance and --free-bits are for --kind ladder"),
         (["--kind", "markov", "--free-bits", "0.1"], "--free-bits are for --kind ladder"),
         (["--kind", "tree"], "invalid choice: 'tree'"),
-        (["--depth", "3"], "--depth is for --kind markov; that of a ladder is fixed"),
+        (["--depth", "0"], "--depth must be at least 1 for --kind ladder, got 0"),
+        (["--net", "conv", "--depth", "2"], "--depth is for fully connected nets"),
         (["--kind", "markov", "--net", "conv", "--depth", "3"], "--depth is for fully connected"),
         (["--net", "conv", "--width", "12"], "--width must be a multiple of 8 for --net conv"),
         (["--data", "moons"], "moons are points in the plane, and this model is for images"),
@@ -133,6 +134,14 @@ def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, monkeypa
     (complaint,) = capsys.readouterr().err.strip().splitlines()
     assert what in complaint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["ladder", "markov"])
+def test_depth_adds_hidden_layers_wherever_its_help_says(kind):
+    """Of w units each: w² + w more numbers in the encoder of data, the decoder, and a chain's."""
+    sizes = [made(kind=kind, width=8, depth=depth).params.theta.size for depth in (1, 2, 3)]
+    nets = {"ladder": 2, "markov": 4}[kind]
+    assert np.diff(sizes).tolist() == 2 * [nets * (8 * 8 + 8)]
 
 
 @pytest.mark.parametrize(

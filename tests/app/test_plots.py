@@ -1,5 +1,7 @@
 """app/plots.py and app/canvas.py: what is in the files."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,6 +52,34 @@ def test_tiles_are_laid_row_by_row(channels):
     assert np.isnan(picture[3:, 8:]).all(), "there is no sixth tile"
 
 
-def test_lines_that_read_the_same_share_a_label():
-    found = plots._joined({"a": 1.231, "b": 2.0, "c": 1.2314})
-    assert found == {"a, c: 1.23": 1.231, "b: 2": 2.0}
+@pytest.mark.parametrize("count", [1, 4, 11])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {},
+        {"independent pixels, held out": 2.41, "mixture of 10, held out": 2.24},
+        {"independent pixels, held out": 2.307, "mixture of 10, held out": 2.308},
+        {"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.01, "e": 1.02, "f": 1.0},
+    ],
+)
+def test_no_text_beside_a_curve_lies_on_another_or_leaves_the_picture(
+    tmp_path, monkeypatch, lines, count
+):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    names = ["-ELBO on training batches", "reconstruction", *(f"KL, level {i}" for i in range(9))]
+    curves = dict.fromkeys(names[:count], np.linspace(8.0, 2.2, 50))
+    plots.loss_curves(tmp_path / "loss.png", list(range(1, 51)), curves, "bits", lines)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in (*axes.texts, *axes.get_legend().get_texts())]
+    assert len(boxes) == len(lines) + count
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    inside = figure.bbox.padded(0.5)
+    assert all(inside.containsx(b.x1) and inside.containsy(b.y1) for b in boxes)
+    assert not any(axes.bbox.overlaps(box) for box in boxes), "nor on a curve"
+    for text in axes.texts:
+        label, level = text.get_text().split(": ")
+        assert float(level) == pytest.approx(lines[label], rel=5e-3)
+        assert text.xy[1] >= lines[label], "raised, or beside its line"

@@ -145,6 +145,7 @@ def test_samples_are_the_same_whoever_draws_them(run, capsys):
 
     def drawn(workers: str, *flags: str) -> dict:
         capsys.readouterr()
+        (run / "samples.npz").unlink(missing_ok=True)
         options = ["-n", "17", "--steps", "3", "--trajectory", "--workers", workers]
         assert main([*flags, "sample", str(run), *options]) == 0
         with np.load(run / "samples.npz") as file:

@@ -1,7 +1,7 @@
 """metrics/coverage.py."""
 
 from itertools import combinations
-from math import comb, exp
+from math import comb, exp, sqrt
 
 import numpy as np
 import pytest
@@ -11,7 +11,15 @@ from scipy.stats import binom
 
 from scratchgen.core.streams import Stream
 from scratchgen.maths.planar import eight_gaussians, grid
-from scratchgen.metrics.coverage import Modes, class_score, coverage, coverages, mode_coverage
+from scratchgen.metrics.coverage import (
+    Modes,
+    class_score,
+    coverage,
+    coverages,
+    mode_coverage,
+    mode_spread,
+)
+from scratchgen.testing.monte_carlo import assert_mean, default_resolution
 from scratchgen.testing.strategies import seeds
 
 from support import NUMPY, normals, share_of_the_examples
@@ -240,14 +248,48 @@ def test_a_real_sample_covers_every_mode_and_all_but_one_in_ninety_is_good(
     assert binom.ppf(5e-10, n, p) <= good <= binom.isf(5e-10, n, p)
 
 
+@given(seeds(), st.integers(1, 3), st.floats(0.1, 2.0), st.floats(0.0, 1.0), st.floats(0.0, 0.3))
+def test_the_spread_is_the_scale_of_steps_from_a_common_centre(seed, dims, spread, scale, off):
+    """Centres may lie off the modes; steps have mean 0 and unit mean square along an axis."""
+    means = 100.0 * np.arange(3 * dims, dtype=np.float64).reshape(3, dims)
+    step = normals(seed, 20, dims)
+    step *= np.sqrt(dims) / np.linalg.norm(step, axis=1, keepdims=True)  # of length below 3
+    step = np.tile(np.concatenate([step, -step]), (3, 1))
+    points = np.repeat(means + off * spread, 40, axis=0) + spread * scale * step
+    near = pytest.approx(scale, rel=1e-9, abs=1e-9)
+    assert mode_spread(points, means, spread) == near
+    far = np.full((7, dims), -50.0)
+    assert mode_spread(np.concatenate([points, far]), means, spread) == near
+    assert mode_spread(far, means, spread) == 0.0
+
+
+@share_of_the_examples(5)
+@given(seeds(), st.floats(0.5, 4.0))
+def test_the_spread_of_normals_in_the_plane_lacks_their_tail(seed, radius):
+    tail = exp(-0.5 * radius**2)
+    want = 1.0 - 0.5 * radius**2 * tail / (1.0 - tail)
+
+    def excess(n, look):  # of the points within the radius; the others count 0
+        x = Stream(seed, NUMPY).at("x", look).normal((n, 2))
+        squares = (x * x).sum(axis=1)
+        return np.where(squares <= radius**2, 0.5 * squares - want, 0.0)
+
+    assert_mean(excess, 0.0, default_resolution(0.0, spread=want * (1.0 - tail)))
+    x = Stream(seed, NUMPY).at("x", 0).normal((1000, 2))
+    inside = x[np.hypot(*x.T) <= radius]
+    squared = want + excess(1000, 0).sum() / len(inside) - 0.5 * np.square(inside.mean(0)).sum()
+    assert mode_spread(x, np.zeros((1, 2)), 1.0, radius) == pytest.approx(sqrt(squared))
+
+
 def test_what_modes_cannot_be_counted_of_is_refused():
     x = normals(0, 4, 2)
-    for points, means in ((x, x[0]), (x[0], x), (x, x[:, :1]), (x[:0], x), (x, x[:0])):
-        with pytest.raises(ValueError, match="need points .N, D. and means .K, D., got"):
-            mode_coverage(points, means, 1.0)
-    for spread, radius in ((0.0, 3.0), (-1.0, 3.0), (1.0, 0.0), (float("nan"), 3.0)):
-        with pytest.raises(ValueError, match="spread and radius must be positive"):
-            mode_coverage(x, x, spread, radius)
+    for measure in (mode_coverage, mode_spread):
+        for points, means in ((x, x[0]), (x[0], x), (x, x[:, :1]), (x[:0], x), (x, x[:0])):
+            with pytest.raises(ValueError, match="need points .N, D. and means .K, D., got"):
+                measure(points, means, 1.0)
+        for spread, radius in ((0.0, 3.0), (-1.0, 3.0), (1.0, 0.0), (float("nan"), 3.0)):
+            with pytest.raises(ValueError, match="spread and radius must be positive"):
+                measure(x, x, spread, radius)
 
 
 # class score

@@ -140,6 +140,21 @@ def test_an_obvious_fake_teaches_the_saturating_generator_nothing():
     np.testing.assert_allclose(pull_cured(one), [-0.99, -0.01], rtol=1e-13)
 
 
+@pytest.mark.equation("GAN-4")
+@pytest.mark.equation("GAN-5")
+@pytest.mark.equation("GAN-14")
+@given(st.floats(0.0, 25.0), st.floats(0.0, 4.0))
+def test_the_more_obvious_a_fake_the_flatter_is_the_saturating_cost_and_no_other(nats, more):
+    """In the logit: slopes of -D -> 0, -(1 - D) -> -1 and -1, at D = ½ e^(-nats)."""
+    d = 0.5 * np.exp([-nats, -nats - more])
+    logits, one = np.log(d) - np.log1p(-d), np.ones(2)
+    saturating, cured, kl_slope = (loss.generator(logits)[1](one) for loss in LOGISTIC)
+    np.testing.assert_allclose(saturating, -d, rtol=0.0, atol=1e-15)
+    np.testing.assert_allclose(cured, d - 1.0, rtol=0.0, atol=1e-15)
+    np.testing.assert_array_equal(kl_slope, -1.0)
+    assert abs(saturating[1]) <= abs(saturating[0]) <= abs(cured[0]) <= abs(cured[1])
+
+
 @pytest.mark.equation("GAN-14")
 @given(seeds(), sizes(4))
 def test_the_kl_cost_is_the_saturating_and_the_log_d_cost_in_one(seed, n):
@@ -178,6 +193,28 @@ def test_some_labels_make_least_squares_measure_chi_square(seed):
                 chi_square, rel=1e-9, abs=1e-14
             )
     assert measured(p, 0.0, 1.0, 1.0) == pytest.approx(0.5)
+
+
+@pytest.mark.equation("GAN-10")
+@pytest.mark.parametrize(
+    ("p", "q", "game", "measure"),
+    [
+        ([0.75, 0.25], [0.25, 0.75], 0.0, -1.0),
+        ([0.5, 0.5], [0.25, 0.75], 8.0 / 225.0, -128.0 / 225.0),
+    ],
+    ids=["stays", "climbs"],
+)
+def test_at_fixed_scores_least_squares_do_not_descend_what_they_measure(p, q, game, measure):
+    """∂ of ½ E_{p_g}[D*²], and of ½ Σ (p - q)²/(p + q), where mass goes to the first of two points.
+
+    In both worlds q has too little there. With D* = (p - q)/(p + q) = ±½ the generator has no slope
+    at all; with D* = 1/3 and -1/5 it moves mass away, (1/9 - 1/25)/2 > 0, though the sum falls.
+    """
+    p, q, towards = np.asarray(p), np.asarray(q), np.asarray([1.0, -1.0])
+    cost, _ = LeastSquares(-1.0, 1.0, 0.0).generator((p - q) / (p + q))
+    slope = autograd.grad(lambda q: 0.5 * traced.sum((p - q) ** 2 / (p + q)))(q)
+    assert towards @ cost == pytest.approx(game, abs=1e-15)
+    assert towards @ slope == pytest.approx(measure, abs=1e-14)
 
 
 @pytest.mark.equation("GAN-10")

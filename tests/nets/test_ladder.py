@@ -80,6 +80,13 @@ def test_what_a_fully_connected_ladder_is_made_of():
     assert [parts(net) for net in posteriors] == [[silu, (16, 2 * k)] for k in (2, 3, 4)]
     assert [parts(net.g) for net in merges] == [[(k, 8)] for k in (2, 3, 4)]
     assert [net.f for net in merges] == 3 * [identity]
+    flat, deep = (mlp_ladder(5, [2, 3], 10, width=8, depth=depth) for depth in (1, 3))
+    assert parts(flat.encoders[0]) == [(5, 8)]
+    assert parts(flat.decoder) == [silu, (8, 10)]
+    assert parts(deep.encoders[0]) == [(5, 8), silu, (8, 8), silu, (8, 8)]
+    assert parts(deep.decoder) == [silu, (8, 8), silu, (8, 8), silu, (8, 10)]
+    with pytest.raises(ValueError, match="depth must be at least 1 hidden layer, got 0"):
+        mlp_ladder(5, [2, 3], 10, depth=0)
     plain = mlp_ladder(5, [2, 3, 4], 10, width=8)
     assert not all_of(Dropout, *plain.encoders, plain.decoder)
 

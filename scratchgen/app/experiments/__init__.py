@@ -19,6 +19,7 @@ EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "ddpm-digits": diffusion.ddpm_digits,
     "ddpm-moons": diffusion.ddpm_moons,
     "wgan-gp-ring8": gans.wgan_gp_ring8,
+    "wgan-gp-grid25": gans.wgan_gp_grid25,
     "dcgan-digits": gans.dcgan_digits,
     "families-digits": families.families_digits,
     "families-digits-1000": families.families_digits_1000,

@@ -23,6 +23,9 @@ def train_side_by_side(recipes: dict[str, Recipe]) -> None:
 
     Each process is one worker, as there are several of them; and like this one, it takes the faster
     twins or leaves them.
+
+    Raises:
+        NotFinite: a process did not end well.
     """
     route = () if twins.active() else ("--no-fast",)
     with TemporaryDirectory() as place:

@@ -36,6 +36,14 @@ class AutoencoderConfig(CodedConfig):
     dropout: float = option(0.0, "dropout rate behind every hidden layer of a deep or conv net")
     learning_rate: float = option(0.02, "Adam's peak rate, after warm-up and before cosine decay")
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Options that say nothing here, and what they are for."""
+        if self.net in ("linear", "sigmoid"):
+            what = f"deep nets; --net {self.net} has no hidden layer"
+            return {"depth": what, "dropout": what}
+        return super().without_effect
+
 
 class AutoencoderRecipe(ImageRecipe):
     """A configured autoencoder."""

@@ -99,6 +99,11 @@ class Recipe(ABC):
         """All that a step of training evaluates: the model, where there is no other beside it."""
         return self.model
 
+    @property
+    def sides(self) -> dict[str, FlatParameters]:
+        """The vectors that training changes, by name where there are several."""
+        return {"": self.params}
+
     @abstractmethod
     def build(self) -> Module:
         """The model of the configuration."""
@@ -149,7 +154,7 @@ class Recipe(ABC):
 
         Args:
             folder: of the run.
-            name: of the part.
+            name: of the part, and of the data where they are not the run's.
             part: the examples.
             result: what `evaluate` returned for them.
         """

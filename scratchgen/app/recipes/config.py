@@ -1,5 +1,6 @@
 """The options that every model has: config.json, and the flags of `train`."""
 
+from collections.abc import Collection
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -8,9 +9,18 @@ from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, SET_APART, require
 CONV = "conv"
 
 
-def option(default, help: str, choices=None) -> Any:
-    """A dataclass field that becomes a flag of `train`."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices=None, pictures: bool = False) -> Any:
+    """A dataclass field that becomes a flag of `train`, or of `sample` and `evaluate`.
+
+    Args:
+        default: its value where it is not given.
+        help: of the flag.
+        choices: the values it may have.
+        pictures: whether it is for pictures alone: `sample` has it and `evaluate` does not, because
+            the samples depend on each other, or more is kept of them.
+    """
+    about = {"help": help, "choices": choices, "pictures": pictures}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -49,15 +59,37 @@ class Config:
         f"{', '.join(SET_APART)} it always is",
     )
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Options that say nothing here, and what they are for."""
+        if self.net == CONV:
+            return {"depth": "fully connected nets; that of --net conv follows from --size"}
+        return {}
+
+    def refuse_without_effect(self, given: Collection[str]) -> None:
+        """Refuse options that say nothing here.
+
+        Args:
+            given: the names of those that were chosen.
+
+        Raises:
+            ValueError: there is one of them.
+        """
+        for name, what in self.without_effect.items():
+            if name in given:
+                raise ValueError(f"{flag_of(name)} is for {what}, so leave it out")
+
     def __post_init__(self):
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["choices"]
-            flag = _flag(each.name)
+            flag = flag_of(each.name)
             if not _is_a(value, each.type):
                 raise ValueError(f"{flag} must be of type {_type_name(each)}, got {value!r}")
             if choices and value not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
+        chosen = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        self.refuse_without_effect(chosen)
         if self.width == 0:
             object.__setattr__(self, "width", self.default_width)
         if self.width < 0:
@@ -66,7 +98,7 @@ class Config:
         require_at_least(self, 0, "seed", "depth", "size")
         for name in ("dropout", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{_flag(name)} must lie in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{flag_of(name)} must lie in [0, 1), got {getattr(self, name)}")
         require_positive(self, "learning_rate")
         require_known(self)
         object.__setattr__(self, "data", settled(self.data))
@@ -98,21 +130,7 @@ class ImageConfig(Config):
                 f"{self.data} are points in the plane, and this model is for images; "
                 "train ddpm or vdm on them"
             )
-        if self.net == CONV:
-            self._check_conv()
-
-    def _check_conv(self):
-        """Refuse what a convolutional net cannot be built with.
-
-        Raises:
-            ValueError: a depth was chosen, or the width is no multiple of 8.
-        """
-        if self.depth != Config.depth:
-            raise ValueError(
-                "--depth is for fully connected nets; that of --net conv follows from --size, so "
-                "leave it out"
-            )
-        if self.width % 8:
+        if self.net == CONV and self.width % 8:
             raise ValueError(f"--width must be a multiple of 8 for --net conv, got {self.width}")
 
 
@@ -141,7 +159,7 @@ def whole_numbers(options, name: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
-            f"{_flag(name)} must be whole numbers of at least 1 with commas between them, "
+            f"{flag_of(name)} must be whole numbers of at least 1 with commas between them, "
             f"got {text!r}"
         )
     return tuple(map(int, parts))
@@ -160,7 +178,7 @@ def numbers(options, name: str) -> tuple[float, ...]:
         found = (-1.0,)
     if not all(0.0 <= value < float("inf") for value in found):
         raise ValueError(
-            f"{_flag(name)} must be numbers ≥ 0 with commas between them, got {text!r}"
+            f"{flag_of(name)} must be numbers ≥ 0 with commas between them, got {text!r}"
         )
     return found
 
@@ -174,7 +192,7 @@ def require_positive(options, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not 0.0 < value < float("inf"):
-            raise ValueError(f"{_flag(name)} must be positive and finite, got {value}")
+            raise ValueError(f"{flag_of(name)} must be positive and finite, got {value}")
 
 
 def require_not_negative(options, *names: str) -> None:
@@ -186,7 +204,7 @@ def require_not_negative(options, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(options, name) < float("inf"):
             raise ValueError(
-                f"{_flag(name)} must be finite and not negative, got {getattr(options, name)}"
+                f"{flag_of(name)} must be finite and not negative, got {getattr(options, name)}"
             )
 
 
@@ -199,10 +217,10 @@ def require_at_least(options, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value < least:
-            raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
+            raise ValueError(f"{flag_of(name)} must be at least {least}, got {value}")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     """An option as it is typed on the command line."""
     return "--" + name.replace("_", "-")
 

@@ -28,8 +28,12 @@ class DiffusionSampling(Sampling):
     eta: float = option(0.0, "noise of ddim, from 0 (none) to 1 (that of ancestral)")
     step_temperature: float = option(1.0, "scale of the noise of every step")
     clip: bool = option(False, "keep every prediction of the data in [-1, 1], where kway always is")
-    shared_noise: bool = option(False, "give all samples the same noise, but not the same start")
-    trajectory: bool = option(False, "keep the way too: a strip and a moving picture")
+    shared_noise: bool = option(
+        False, "give all samples the same noise, but not the same start", pictures=True
+    )
+    trajectory: bool = option(
+        False, "keep the way too: a strip and a moving picture", pictures=True
+    )
 
     def __post_init__(self):
         super().__post_init__()

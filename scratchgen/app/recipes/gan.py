@@ -1,12 +1,12 @@
 """`train gan`: generators that play against a discriminator, on points of the plane or images."""
 
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from scratchgen.app import gan_plots
+from scratchgen.app.recipes import gan_report
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
 from scratchgen.app.recipes.classifier import can_be_judged, judge_for
 from scratchgen.app.recipes.config import (
@@ -24,7 +24,7 @@ from scratchgen.layers.activations import leaky_relu, relu
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm, layer_norm, tracking
 from scratchgen.layers.resampling import reshaped
-from scratchgen.metrics.coverage import mode_coverage
+from scratchgen.metrics.coverage import mode_coverage, mode_spread
 from scratchgen.models.gan import (
     Gan,
     KlDivergence,
@@ -53,8 +53,13 @@ LOSSES = {
     WGAN: Wasserstein,
     PENALISED: Wasserstein,
 }
+POINTS_PENALISED = {  # the best of a few on five by five modes, in two minutes
+    "discriminator_steps": 2,
+    "penalty": 0.1,
+    "steps": 10000,
+    "learning_rate": 2e-3,
+}
 ROW = 8  # images of a way from one latent to another
-ENOUGH = 10  # expected samples of a mode or class, below which one may be missing by chance
 WON = 0.05  # a discriminator's cost below which it tells nearly every fake from data
 
 
@@ -79,11 +84,11 @@ class GanConfig(Config):
     latent: int = option(0, "size of z; 0 takes 2 for points, 64 for conv, else 16")
     discriminator_steps: int = option(
         0,
-        "steps of the discriminator for each of the generator; 0 takes 5 for wgan and wgan-gp, "
-        "else 1",
+        "steps of the discriminator for each of the generator; 0 takes 5 for wgan, 5 for wgan-gp "
+        "or 2 for points, else 1",
     )
     penalty: float = option(
-        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 1 for points"
+        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 0.1 for points"
     )
     clip: float = option(
         0.0, "wgan: the critic's weights stay between minus and plus this; 0 takes 0.01"
@@ -93,12 +98,13 @@ class GanConfig(Config):
     )
     depth: int = option(3, "hidden layers of each net; not for conv")
     dropout: float = option(0.0, "must be 0: no net of a GAN drops out here")
-    steps: int = option(4000, "steps of the generator")
+    steps: int = option(0, "steps of the generator; 0 takes 10000 for wgan-gp on points, else 4000")
     batch_size: int = option(128, "examples per step")
     learning_rate: float = option(
         0.0,
-        "of both optimisers, Adam's falling to 0 along a cosine; 0 takes 1e-3 for points, else "
-        "2e-4. wgan has RMSProp, at a constant rate; 0 takes 5e-5",
+        "of both optimisers, Adam's falling to 0 along a cosine; 0 takes 2e-3 for wgan-gp on "
+        "points, 1e-3 for other points, else 2e-4. wgan has RMSProp, at a constant rate; 0 takes "
+        "5e-5",
     )
 
     def __post_init__(self):
@@ -112,10 +118,13 @@ class GanConfig(Config):
         defaults = {
             "latent": 64 if conv else 2 if planar else 16,
             "discriminator_steps": 5 if wasserstein else 1,
-            "penalty": (1.0 if planar else 10.0) if self.loss == PENALISED else 0.0,
+            "penalty": 10.0 if self.loss == PENALISED else 0.0,
             "clip": 0.01 if self.loss == WGAN else 0.0,
+            "steps": 4000,
             "learning_rate": 5e-5 if self.loss == WGAN else 1e-3 if planar else 2e-4,
         }
+        if planar and self.loss == PENALISED:
+            defaults |= POINTS_PENALISED
         for name, value in defaults.items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
@@ -126,10 +135,6 @@ class GanConfig(Config):
             raise ValueError("--dropout is not for gan; leave it out")
         if planar and conv:
             raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
-        if conv and self.depth != 3:
-            raise ValueError(
-                "--depth is for fully connected nets; that of --net conv follows from --size"
-            )
 
     @property
     def default_width(self) -> int:
@@ -142,7 +147,7 @@ class GanSampling(Sampling):
     """The options of a GAN's sampler."""
 
     interpolate: bool = option(
-        False, f"rows of {ROW} samples on the way from one latent to another (gan)"
+        False, f"rows of {ROW} samples on the way from one latent to another (gan)", pictures=True
     )
 
 
@@ -178,6 +183,11 @@ class GanRecipe(Recipe):
     def whole(self) -> Gan:
         """Both sides."""
         return self.gan
+
+    @property
+    def sides(self) -> dict[str, FlatParameters]:
+        """Those of the generator and of the discriminator."""
+        return {"generator": self.params, "discriminator": self.opponent.params}
 
     def build(self) -> Sequential:
         """The generator."""
@@ -287,7 +297,9 @@ class GanRecipe(Recipe):
         found: dict = {"samples": draws}
         if part.levels is None:
             known = modes(self.config.data)
-            return found | (mode_coverage(x, *known)._asdict() if known else {})
+            if known:
+                found |= mode_coverage(x, *known)._asdict() | {"spread": mode_spread(x, *known)}
+            return found
         if can_be_judged(self):
             say("training a small classifier to tell which classes the samples show")
         judge = judge_for(self)
@@ -303,40 +315,7 @@ class GanRecipe(Recipe):
     @staticmethod
     def report(result: dict) -> list[str]:
         """The same in lines; modes and classes that are missing are said."""
-        lines, n = [f"{result['samples']} samples"], result["samples"]
-        if "high_quality" in result:
-            covered, known = result["covered"], result["modes"]
-            lines.append(f"modes covered: {covered} of {known}")
-            lines.append(
-                f"high-quality samples, within 3 standard deviations of a mode: "
-                f"{100 * result['high_quality']:.1f} % (of data 98.9 %)"
-            )
-            if covered == 0:
-                lines.append("warning: no mode is covered; the generator has not learned the data")
-            elif covered < known:
-                lines.append(_warning("modes are missing", n, 1.0 / known))
-        elif "classifier_accuracy" in result:
-            lines.append(
-                f"a classifier, right on {100 * result['classifier_accuracy']:.1f} % of data:"
-            )
-            for name in ("samples", "data"):
-                shares = " ".join(f"{share:.2f}" for share in result[f"class_shares_of_{name}"])
-                confidence = result[f"confidence_on_{name}"]
-                lines.append(
-                    f"  {name:8} mean confidence {confidence:.3f}, shares of classes {shares}"
-                )
-            drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
-            missing = [
-                i for i in range(len(real)) if real[i] > 0.0 and not shown(drawn[i], real[i])
-            ]
-            if missing:
-                what = f"too few samples of classes {', '.join(map(str, missing))}"
-                lines.append(_warning(what, n, min(real[i] for i in missing)))
-        else:
-            lines.append(
-                "there are no modes or classes to count; --samples N adds distances from data"
-            )
-        return lines
+        return gan_report.lines(result)
 
     def evaluation_files(self, folder: Path, name: str, part, result: dict) -> None:
         """Nothing beyond what `sample` draws."""
@@ -356,16 +335,3 @@ class GanRecipe(Recipe):
         starts = range(0, whole, count)
         x = [self.images(self.model(z[start : start + count, ...])[0]) for start in starts]
         return Sampled(np.concatenate(x)[:n], columns=ROW if options.interpolate else None)
-
-
-def shown(drawn: float, real: float) -> bool:
-    """Whether a class with that share of the data has at least a tenth of it among the samples."""
-    return 10.0 * drawn >= real
-
-
-def _warning(what: str, n: int, rarest: float) -> str:
-    """That something is missing among n samples, where the rarest of it has that share of data."""
-    need = ceil(ENOUGH / rarest)
-    if n < need:
-        return f"warning: {what}, which may be chance; --draws {need} or more would tell"
-    return f"warning: {what}; the generator leaves them out, or misses them"

@@ -11,7 +11,6 @@ from scratchgen.app import plots
 from scratchgen.app.recipes.base import Sampled, Sampling
 from scratchgen.app.recipes.config import (
     CONV,
-    ImageConfig,
     numbers,
     option,
     require_at_least,
@@ -73,6 +72,11 @@ class HvaeConfig(LikelihoodConfig):
         0,
         "units per hidden layer, or channels at full resolution for conv; 0 takes 192, or 32",
     )
+    depth: int = option(
+        2,
+        "hidden layers in the encoder of the data, in the decoder, and in every net between two "
+        "latents of a chain; not for conv",
+    )
     steps: int = option(
         6000, "training steps in all; a step of a conv ladder takes many times as long as of mlp"
     )
@@ -95,10 +99,8 @@ class HvaeConfig(LikelihoodConfig):
             )
         if self.balance and self.warm_up == 0.0:
             raise ValueError("--balance acts while --warm-up lasts; add --warm-up, such as 0.3")
-        if self.kind == LADDER and self.depth != ImageConfig.depth:
-            raise ValueError(
-                "--depth is for --kind markov; that of a ladder is fixed, so leave it out"
-            )
+        if self.kind == LADDER and self.depth == 0:
+            raise ValueError("--depth must be at least 1 for --kind ladder, got 0")
         if len(self.sizes) != self.levels:
             raise ValueError(
                 f"--latents must name one size for each of the {self.levels} --levels, got "
@@ -130,6 +132,7 @@ class HvaeSampling(Sampling):
         0,
         f"how many levels of an hvae, from the top, each {ROW} samples share; the others are drawn "
         "anew for every sample",
+        pictures=True,
     )
 
     def __post_init__(self):
@@ -171,7 +174,8 @@ class HvaeRecipe(LikelihoodRecipe):
         if config.net == CONV:
             nets = conv_ladder(self.shape, config.sizes, per_pixel, *options)
         else:
-            nets = mlp_ladder(self.dims, config.sizes, self.dims * per_pixel, *options)
+            n_out = self.dims * per_pixel
+            nets = mlp_ladder(self.dims, config.sizes, n_out, *options, config.depth)
         return LadderHvae(*nets, likelihood)
 
     def loss(self, step: int, rows: slice) -> dict:
@@ -257,7 +261,7 @@ class HvaeRecipe(LikelihoodRecipe):
         for k in range(self.config.levels, -1, -1):
             label = "no latent" if k == 0 else "z1" if k == 1 else f"z1 to z{k}"
             rows[label] = self.images(self._reconstructions(some, k))
-        title = f"{name} {Path(self.config.data).name}, and what their first latents decode to"
+        title = f"{name} examples, and what their first latents decode to"
         plots.image_rows(folder / "figures" / f"reconstructions_{name}.png", rows, title)
 
     def reconstruct(self, x):

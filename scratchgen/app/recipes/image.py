@@ -48,6 +48,6 @@ class ImageRecipe(Recipe):
         some = part.take(slice(16))
         back = in_batches(self.reconstruct, self.examples(some), self.at_once)
         path = folder / "figures" / f"reconstructions_{name}.png"
-        title = f"{name} {Path(self.config.data).name} and their reconstructions"
+        title = f"{name} examples and their reconstructions"
         rows = {"data": some.x, "reconstruction": self.images(back)}
         plots.image_rows(path, rows, title)
