@@ -275,8 +275,7 @@ def _reproduce(given: argparse.Namespace) -> int:
     elif given.name is None:
         if given.record is not None or given.seed != 0:
             raise ValueError(f"name a result: {', '.join(reproduce.EXPERIMENTS)}")
-        known = {name: reproduce.recorded(name)["what"] for name in reproduce.EXPERIMENTS}
-        _print(given.json, known, commands.print_info)
+        _print(given.json, reproduce.summaries(), commands.print_info)
     elif given.record is not None:
         reproduce.record(given.name, given.record)
     else:

@@ -24,6 +24,7 @@ from scratchgen.training.fit import NotFinite
 
 SEEDS, LEAST_SEEDS = 5, 3
 SLACK = 0.005
+RESULTS = files("scratchgen.app").joinpath("results")
 FALSE_ALARM = 0.01  # for a seed that was not recorded, over all values of a result
 BEGIN = "<!-- results: written by `scratchgen reproduce --readme` -->\n"
 END = "<!-- end of results -->"
@@ -35,11 +36,23 @@ def recorded(name: str) -> dict:
     Raises:
         ValueError: no result of that name was recorded.
     """
-    path = files("scratchgen.app").joinpath("results", f"{name}.json")
-    if not path.is_file():
-        known = ", ".join(EXPERIMENTS)
-        raise ValueError(f"there is no recorded result {name!r}; the names are {known}")
-    return json.loads(path.read_text("utf-8"))
+    known = recorded_names()
+    if name not in known:
+        raise ValueError(
+            f"there is no recorded result {name!r}; the recorded ones are {', '.join(known)}"
+        )
+    return json.loads(RESULTS.joinpath(f"{name}.json").read_text("utf-8"))
+
+
+def recorded_names() -> list[str]:
+    """The experiments whose result was recorded."""
+    return [name for name in EXPERIMENTS if RESULTS.joinpath(f"{name}.json").is_file()]
+
+
+def summaries() -> dict[str, str]:
+    """Every experiment, and what its result is."""
+    known = recorded_names()
+    return {n: recorded(n)["what"] if n in known else "not recorded yet" for n in EXPERIMENTS}
 
 
 def reproduce(name: str, seed: int) -> dict:
@@ -148,7 +161,7 @@ def tables() -> str:
     """
     plain = ["| result | value | mean ± s.e. | seeds | command |", "|---|---|---|---|---|"]
     crossed = []
-    for name in EXPERIMENTS:
+    for name in recorded_names():
         result = recorded(name)
         seeds, command, values = len(result["seeds"]), result["command"], result["values"]
         if all(", " in value for value in values):

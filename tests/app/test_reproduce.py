@@ -1,7 +1,6 @@
 """app/reproduce.py: recording, comparing, and what is recorded now."""
 
 import json
-from importlib.resources import files
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,9 +26,8 @@ def invented(monkeypatch, tmp_path):
 
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": experiment})
     monkeypatch.setattr(reproduce, "_commit", lambda: "0123abc")
-    made = reproduce.record("invented", tmp_path)
-    monkeypatch.setattr(reproduce, "recorded", lambda name: made)
-    return made
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    return reproduce.record("invented", tmp_path)
 
 
 def test_a_record_holds_mean_error_tolerance_and_where_it_came_from(invented, tmp_path):
@@ -83,7 +81,24 @@ def test_the_names_are_listed(capsys):
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_that_is_not_recorded_stands_in_nobodys_way(
+    invented, monkeypatch, tmp_path, capsys
+):
+    shown = reproduce.tables()
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "new", lambda seed: {"v": 0.0})
+    assert main(["reproduce"]) == 0
+    assert capsys.readouterr().out == "invented: Its seed.\nnew: not recorded yet\n"
+    assert reproduce.tables() == shown
+    assert main(["reproduce", "new"]) == 2
+    assert capsys.readouterr().err == (
+        "scratchgen: there is no recorded result 'new'; the recorded ones are invented\n"
+    )
+    reproduce.record("new", tmp_path)
+    assert main(["reproduce", "new"]) == 0
+    assert "| new | v |" in reproduce.tables()
+
+
+@pytest.mark.parametrize("name", reproduce.recorded_names())
 def test_recorded_files_are_consistent(name):
     found = reproduce.recorded(name)
     assert len(found["seeds"]) >= reproduce.LEAST_SEEDS
@@ -97,8 +112,7 @@ def test_recorded_files_are_consistent(name):
 
 
 def test_there_is_a_file_for_every_experiment_and_no_other():
-    folder = files("scratchgen.app").joinpath("results")
-    assert {p.name for p in folder.iterdir()} == {f"{name}.json" for name in NAMES}
+    assert {p.name for p in reproduce.RESULTS.iterdir()} == {f"{name}.json" for name in NAMES}
 
 
 def test_the_readme_shows_what_is_recorded(tmp_path):
@@ -110,7 +124,7 @@ def test_the_readme_shows_what_is_recorded(tmp_path):
     assert main(["reproduce", "--readme", str(tmp_path / "other.md")]) == 2
 
 
-def test_values_with_commas_in_their_names_are_crossed(monkeypatch):
+def test_values_with_commas_in_their_names_are_crossed(monkeypatch, tmp_path):
     def summary(mean):
         return {"mean": mean, "standard_error": 0.5}
 
@@ -120,11 +134,10 @@ def test_values_with_commas_in_their_names_are_crossed(monkeypatch):
         "plain": {"a, b": summary(6.0), "c": summary(7.0)},
     }
     monkeypatch.setattr(reproduce, "EXPERIMENTS", results)
-    monkeypatch.setattr(
-        reproduce,
-        "recorded",
-        lambda name: {"seeds": {"0": {}}, "command": name, "values": results[name]},
-    )
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    for name, values in results.items():
+        held = {"seeds": {"0": {}}, "command": name, "values": values}
+        (tmp_path / f"{name}.json").write_text(json.dumps(held), "utf-8")
     assert reproduce.tables().splitlines() == [
         "| result | value | mean ± s.e. | seeds | command |",
         "|---|---|---|---|---|",
