@@ -262,7 +262,7 @@ def test_info_tells_versions_and_runs(run, capsys):
         (["--batch-size", "1438"], "at most the 1437 training examples, got 1438"),
         (
             ["--data", "mnist"],
-            "--data must be digits, shapes, .* or a path that exists; got 'mnist'",
+            "--data must be digits, .*, shapes, .* or a path that exists; got 'mnist'",
         ),
         (["--dtype", "float16"], "invalid choice"),
         (["--stop-at", "0"], "--stop-at must lie between 1 and 3000"),
