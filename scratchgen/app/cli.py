@@ -232,7 +232,7 @@ def _add_option(door: argparse.ArgumentParser, each: Field) -> None:
     if each.type is bool:
         door.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if each.default not in (0, ""):  # which stand for a choice that the help explains
+    if each.default not in (0, "", None):  # which stand for a choice that the help explains
         text += f" (default: {each.default})"
     choices = each.metadata["choices"]
     door.add_argument(flag, type=each.type, choices=choices, default=argparse.SUPPRESS, help=text)

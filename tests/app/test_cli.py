@@ -283,6 +283,14 @@ def test_bad_flags_are_one_sentence_and_leave_nothing(tmp_path, capsys, flags, w
         (["autoencoder", "--net", "linear", "--depth", "2"], "--net linear has no hidden layer"),
         (["autoencoder", "--net", "sigmoid", "--depth", "1"], "--net sigmoid has no hidden layer"),
         (["autoencoder", "--net", "linear", "--dropout", "0.0"], "--dropout is for deep nets"),
+        (["autoencoder", "--net", "linear", "--width", "64"], "--width is for deep nets"),
+        (["autoencoder", "--net", "sigmoid", "--width", "0"], "--width is for deep nets"),
+        (["ddpm", "--data", "moons", "--dropout", "0.5"], "--dropout is for images"),
+        (["vdm", "--data", "rings", "--dropout", "0.2"], "--dropout is for images"),
+        (["ddpm", "--net", "mlp", "--inject", "additive"], "--inject is for --net unet"),
+        (["gan", "--dropout", "0"], "--dropout is for other models"),
+        (["gan", "--loss", "wgan", "--penalty", "0"], "--penalty is for --loss wgan-gp"),
+        (["gan", "--clip", "0"], "--clip is for --loss wgan"),
         (["classifier", "--depth", "4"], "--depth is for fully connected nets"),
     ],
 )
@@ -465,10 +473,12 @@ def test_the_demo_goes_the_whole_way(tmp_path, monkeypatch, capsys):
     assert "bits/dim" in said.out
 
 
-@pytest.mark.parametrize("net", ["linear", "sigmoid", "deep"])
+@pytest.mark.parametrize(
+    "net", [["linear"], ["sigmoid"], ["deep", "--width", "16"]], ids=lambda net: net[0]
+)
 def test_autoencoders_train_and_are_measured_beside_principal_components(tmp_path, capsys, net):
-    out = tmp_path / net
-    flags = ["--net", net, "--steps", "300", "--width", "16", "--latent", "4", "--quiet"]
+    out = tmp_path / "run"
+    flags = ["--net", *net, "--steps", "300", "--latent", "4", "--quiet"]
     flags += ["--learning-rate", "0.03", "--ema", "0.9"]
     assert main(["train", "autoencoder", *flags, "--out", str(out)]) == 0
     assert main(["evaluate", str(out), "--json"]) == 0

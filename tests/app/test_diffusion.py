@@ -59,7 +59,7 @@ def flags(config) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             found += [flag] if value else []
-        elif name != "model" and value not in ("", 0):
+        elif name not in ("model", *config.without_effect) and value not in ("", 0):
             found += [flag, str(value)]
     return found
 
@@ -402,7 +402,8 @@ def test_a_judge_of_other_data_is_refused(run):
         (["ddpm", "--objective", "hybrid"], "hybrid is for --variance learned"),
         (["ddpm", "--width", "12"], "--width must be a multiple of 8 for --net unet"),
         (["ddpm", "--multipliers", "1,x"], "--multipliers must be whole numbers"),
-        (["ddpm", "--net", "mlp", "--fourier"], "are for --net unet"),
+        (["ddpm", "--net", "mlp", "--fourier"], "--fourier is for --net unet"),
+        (["ddpm", "--data", "moons", "--multipliers", "1"], "--multipliers is for --net unet"),
         (["vdm", "--gamma-first", "6"], "need -20 ≤ --gamma-first < --gamma-last ≤ 20"),
         (["vdm", "--timesteps", "20000"], "--timesteps must be at most 10000 in float32"),
         (["vdm", "--timesteps", "-1"], "--timesteps must be at least 0"),

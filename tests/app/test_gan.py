@@ -1,6 +1,7 @@
 """`train gan`: both sides of the game, from the options to samples, measures and figures."""
 
 import json
+from functools import partial
 from math import ceil, pi, prod
 
 import numpy as np
@@ -112,19 +113,34 @@ def test_options_that_are_given_stay():
         assert getattr(config, name) == 0.25
 
 
+@pytest.mark.parametrize("game", [MLP, POINTS])
+def test_a_penalty_of_zero_is_none(game):
+    """It is not the default, and the critic's gradient is linear in it down to 0."""
+    costs = []
+    for weight in (0, 1, 2):
+        recipe = made(loss=PENALISED, penalty=weight, **game)
+        assert recipe_from_json(config_to_json(recipe)).config.penalty == weight
+        loss = partial(recipe.opponent_loss, 0, 0)
+        costs.append(gradients(recipe, loss, slice(0, 8))[1])
+    none, one, two = costs
+    assert np.any(one != none)
+    np.testing.assert_allclose(two - one, one - none, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (["--penalty", "1"], "--penalty is for --loss wgan-gp; leave it out"),
-        (["--loss", "wgan", "--penalty", "1"], "--penalty is for --loss wgan-gp; leave it out"),
-        (["--clip", "0.1"], "--clip is for --loss wgan; leave it out"),
-        (["--loss", "wgan-gp", "--clip", "0.1"], "--clip is for --loss wgan; leave it out"),
-        (["--loss", "wgan", "--clip", "-0.1"], "--clip must be finite and not negative"),
+        (["--penalty", "1"], "--penalty is for --loss wgan-gp, so leave it out"),
+        (["--loss", "wgan", "--penalty", "1"], "--penalty is for --loss wgan-gp, so leave it out"),
+        (["--clip", "0.1"], "--clip is for --loss wgan, so leave it out"),
+        (["--loss", "wgan-gp", "--clip", "0.1"], "--clip is for --loss wgan, so leave it out"),
+        (["--loss", "wgan", "--clip", "-0.1"], "--clip must be positive and finite"),
+        (["--loss", "wgan", "--clip", "0"], "--clip must be positive and finite, got 0.0"),
         (["--loss", "wgan-gp", "--penalty", "nan"], "--penalty must be finite and not negative"),
         (["--latent", "-1"], "--latent must be at least 1, got -1"),
         (["--discriminator-steps", "-1"], "--discriminator-steps must be at least 1, got -1"),
         (["--learning-rate", "-1"], "--learning-rate must be positive and finite"),
-        (["--dropout", "0.1"], "--dropout is not for gan; leave it out"),
+        (["--dropout", "0.1"], "--dropout is for other models"),
         (["--data", "ring8", "--net", "conv"], "ring8 are points in the plane; leave out --net"),
         (["--depth", "2"], "--depth is for fully connected nets"),
         (["--depth", "3"], "--depth is for fully connected nets"),

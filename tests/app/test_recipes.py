@@ -1,5 +1,6 @@
 """app/recipes: what a configuration becomes, and that measures and figures show what they say."""
 
+from dataclasses import asdict, replace
 from math import log
 
 import numpy as np
@@ -15,7 +16,11 @@ from scratchgen.app.recipes import (
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.base import Sampling, config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig
+from scratchgen.app.recipes.config import flag_of
+from scratchgen.app.recipes.ddpm import DdpmConfig
+from scratchgen.app.recipes.gan import GanConfig
 from scratchgen.app.recipes.vae import VaeConfig
+from scratchgen.app.recipes.vdm import VdmConfig
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits, load_digits_1000
 from scratchgen.metrics.baselines import baselines
@@ -40,6 +45,38 @@ def test_configurations_survive_json(recipe):
     assert type(again) is recipe
     assert again.config == made.config
     np.testing.assert_array_equal(again.params.theta, made.params.theta)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoencoderConfig(net="linear"),
+        AutoencoderConfig(net="sigmoid"),
+        VaeConfig(net="conv"),
+        ClassifierConfig(),
+        DdpmConfig(net="mlp"),
+        VdmConfig(data="moons"),
+        GanConfig(),
+        GanConfig(loss="wgan"),
+        GanConfig(loss="wgan-gp", data="ring8"),
+    ],
+)
+def test_what_a_run_folder_holds_was_not_all_chosen(config):
+    """Options that say nothing have values there too."""
+    held = asdict(config)
+    assert type(config)(**held) == config
+    assert held["width"] > 0
+    assert config.without_effect
+    for name in config.without_effect:
+        with pytest.raises(ValueError, match=f"^{flag_of(name)} is for .*, so leave it out$"):
+            config.refuse_without_effect([name])
+
+
+def test_a_width_without_effect_is_refused_wherever_it_comes_from():
+    linear = AutoencoderConfig(net="linear")
+    assert linear.width == 256  # as in every folder so far
+    with pytest.raises(ValueError, match="^--width is for deep nets"):
+        replace(linear, width=64)
 
 
 @pytest.mark.parametrize(("hold_out", "part"), [(False, "train"), (True, "fit")])
@@ -146,7 +183,8 @@ def test_evaluation_reports_what_the_bounds_are(trained):
 
 def test_autoencoders_are_built_drawn_and_measured_as_they_say(tmp_path, monkeypatch):
     small = {**SMALL, "latent": 4}
-    recipe = AutoencoderRecipe(AutoencoderConfig(**small, net="sigmoid"))
+    squashed = {name: value for name, value in small.items() if name != "width"}
+    recipe = AutoencoderRecipe(AutoencoderConfig(**squashed, net="sigmoid"))
     x, noise = recipe.batch(0, slice(0, 10))
     codes = recipe.model.encode(x)
     assert codes.min() > 0.0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,16 @@ class ClassifierConfig(Config):
     """
 
     net: str = option(CONV, "convolutional", (CONV,))
-    width: int = option(16, "channels at full resolution; they double with each halving")
+    width: int = option(0, "channels at full resolution; they double with each halving; 0 takes 16")
     steps: int = option(800, "training steps in all")
     batch_size: int = option(64, "examples per step")
     dropout: float = option(0.2, "dropout rate behind every activation")
     learning_rate: float = option(1e-2, "Adam's peak rate, after warm-up and before cosine decay")
+
+    @property
+    def left_open(self) -> dict[str, Any]:
+        """What options stand for that are not given."""
+        return {"width": 16}
 
     def __post_init__(self):
         super().__post_init__()

@@ -60,6 +60,11 @@ class Config:
     )
 
     @property
+    def left_open(self) -> dict[str, Any]:
+        """What options stand for that are not given, where that depends on others."""
+        return {"width": 32 if self.net == CONV else 256}
+
+    @property
     def without_effect(self) -> dict[str, str]:
         """Options that say nothing here, and what they are for."""
         if self.net == CONV:
@@ -80,7 +85,10 @@ class Config:
                 raise ValueError(f"{flag_of(name)} is for {what}, so leave it out")
 
     def __post_init__(self):
+        usual = {each.name: each.default for each in fields(self)} | self.left_open
         for each in fields(self):
+            if getattr(self, each.name) == each.default:
+                object.__setattr__(self, each.name, usual[each.name])
             value, choices = getattr(self, each.name), each.metadata["choices"]
             flag = flag_of(each.name)
             if not _is_a(value, each.type):
@@ -88,10 +96,7 @@ class Config:
             if choices and value not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {known}, got {value!r}")
-        chosen = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
-        self.refuse_without_effect(chosen)
-        if self.width == 0:
-            object.__setattr__(self, "width", self.default_width)
+        self.refuse_without_effect([name for name in usual if getattr(self, name) != usual[name]])
         if self.width < 0:
             raise ValueError(f"--width must be at least 1, or 0 for the default, got {self.width}")
         require_at_least(self, 1, "steps", "batch_size")
@@ -108,11 +113,6 @@ class Config:
     def spatial(self) -> bool:
         """Whether the nets see images as images, and not as rows of numbers."""
         return self.net == CONV
-
-    @property
-    def default_width(self) -> int:
-        """What a width of 0 stands for."""
-        return 32 if self.net == CONV else 256
 
 
 @dataclass(frozen=True)

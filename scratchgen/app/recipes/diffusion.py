@@ -82,12 +82,22 @@ class DiffusionConfig(Config):
     dropout: float = option(0.2, "dropout rate in every block; not for points")
     learning_rate: float = option(2e-3, "Adam's peak rate, after warm-up and before cosine decay")
 
+    @property
+    def left_open(self) -> dict[str, Any]:
+        """What options stand for that are not given, where that depends on others."""
+        return {"width": 32, "depth": 1} if self.net == UNET else {"width": 128, "depth": 3}
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Options that say nothing here, and what they are for."""
+        images = ("dropout",) if self.data in PLANAR else ()
+        unet = ("multipliers", "inject", "fourier") if self.net == MLP else ()
+        return dict.fromkeys(images, "images") | dict.fromkeys(unet, "--net unet")
+
     def __post_init__(self):
         planar = self.data in PLANAR
         if self.net == AUTO:
             object.__setattr__(self, "net", MLP if planar else UNET)
-        if self.depth == 0:
-            object.__setattr__(self, "depth", 1 if self.net == UNET else 3)
         super().__post_init__()
         misfits = {"--net unet": self.net == UNET, "--predict kway": self.predict == KWAY}
         for flag, chosen in misfits.items():
@@ -98,8 +108,6 @@ class DiffusionConfig(Config):
                 )
         if self.net == UNET and self.width % 8:
             raise ValueError(f"--width must be a multiple of 8 for --net unet, got {self.width}")
-        if self.net == MLP and (self.fourier or self.multipliers):
-            raise ValueError("--fourier and --multipliers are for --net unet; leave them out")
         self.channels_at(8)
 
     def channels_at(self, side: int) -> tuple[int, ...]:
@@ -116,11 +124,6 @@ class DiffusionConfig(Config):
     def spatial(self) -> bool:
         """Whether the net sees images as images."""
         return self.net == UNET
-
-    @property
-    def default_width(self) -> int:
-        """What a width of 0 stands for."""
-        return 32 if self.net == UNET else 128
 
 
 class DiffusionRecipe(Recipe):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from scratchgen.app.recipes.config import (
     option,
     require_at_least,
     require_not_negative,
+    require_positive,
 )
 from scratchgen.app.recipes.data import PLANAR, modes
 from scratchgen.core.arrays import full_like
@@ -88,16 +90,16 @@ class GanConfig(Config):
         "or 2 for points, else 1",
     )
     penalty: float = option(
-        0.0, "wgan-gp: weight of the gradient penalty; 0 takes 10, or 0.1 for points"
+        None, "wgan-gp: weight of the gradient penalty (default: 10, or 0.1 for points)"
     )
     clip: float = option(
-        0.0, "wgan: the critic's weights stay between minus and plus this; 0 takes 0.01"
+        None, "wgan: the critic's weights stay between minus and plus this (default: 0.01)"
     )
     width: int = option(
         0, "units per hidden layer, or channels next to the image for conv; 0 takes 128, or 32"
     )
     depth: int = option(3, "hidden layers of each net; not for conv")
-    dropout: float = option(0.0, "must be 0: no net of a GAN drops out here")
+    dropout: float = option(0.0, "of no use: no net of a GAN drops out here")
     steps: int = option(0, "steps of the generator; 0 takes 10000 for wgan-gp on points, else 4000")
     batch_size: int = option(128, "examples per step")
     learning_rate: float = option(
@@ -107,39 +109,41 @@ class GanConfig(Config):
         "5e-5",
     )
 
-    def __post_init__(self):
-        planar = self.data in PLANAR
-        if self.net == AUTO:
-            object.__setattr__(self, "net", MLP if planar else CONV)
-        conv, wasserstein = self.net == CONV, self.loss in (WGAN, PENALISED)
-        for name, loss in (("clip", WGAN), ("penalty", PENALISED)):
-            if getattr(self, name) and self.loss != loss:
-                raise ValueError(f"--{name} is for --loss {loss}; leave it out")
-        defaults = {
+    @property
+    def left_open(self) -> dict[str, Any]:
+        """What options stand for that are not given, where that depends on others."""
+        conv, planar = self.net == CONV, self.data in PLANAR
+        usual = {
+            "width": 32 if conv else 128,
             "latent": 64 if conv else 2 if planar else 16,
-            "discriminator_steps": 5 if wasserstein else 1,
+            "discriminator_steps": 5 if self.loss in (WGAN, PENALISED) else 1,
             "penalty": 10.0 if self.loss == PENALISED else 0.0,
             "clip": 0.01 if self.loss == WGAN else 0.0,
             "steps": 4000,
             "learning_rate": 5e-5 if self.loss == WGAN else 1e-3 if planar else 2e-4,
         }
-        if planar and self.loss == PENALISED:
-            defaults |= POINTS_PENALISED
-        for name, value in defaults.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
-        super().__post_init__()
-        require_at_least(self, 1, "latent", "discriminator_steps")
-        require_not_negative(self, "clip", "penalty")
-        if self.dropout:
-            raise ValueError("--dropout is not for gan; leave it out")
-        if planar and conv:
-            raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
+        return usual | (POINTS_PENALISED if planar and self.loss == PENALISED else {})
 
     @property
-    def default_width(self) -> int:
-        """What a width of 0 stands for."""
-        return 32 if self.net == CONV else 128
+    def without_effect(self) -> dict[str, str]:
+        """Options that say nothing here, and what they are for."""
+        games = {"clip": WGAN, "penalty": PENALISED}
+        return {
+            **super().without_effect,
+            "dropout": "other models; no net of a GAN drops out",
+            **{name: f"--loss {loss}" for name, loss in games.items() if loss != self.loss},
+        }
+
+    def __post_init__(self):
+        if self.net == AUTO:
+            object.__setattr__(self, "net", MLP if self.data in PLANAR else CONV)
+        super().__post_init__()
+        require_at_least(self, 1, "latent", "discriminator_steps")
+        require_not_negative(self, "penalty")
+        if self.loss == WGAN:
+            require_positive(self, "clip")
+        if self.data in PLANAR and self.net == CONV:
+            raise ValueError(f"{self.data} are points in the plane; leave out --net conv")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,9 +110,9 @@ class HvaeConfig(LikelihoodConfig):
         object.__setattr__(self, "latents", ",".join(map(str, self.sizes)))
 
     @property
-    def default_width(self) -> int:
-        """What a width of 0 stands for."""
-        return 32 if self.net == CONV else 192
+    def left_open(self) -> dict[str, Any]:
+        """What options stand for that are not given, where that depends on others."""
+        return {"width": 32 if self.net == CONV else 192}
 
     @property
     def sizes(self) -> tuple[int, ...]:
