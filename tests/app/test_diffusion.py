@@ -408,7 +408,7 @@ def test_a_judge_of_other_data_is_refused(run):
         (["vdm", "--timesteps", "20000"], "--timesteps must be at most 10000 in float32"),
         (["vdm", "--timesteps", "-1"], "--timesteps must be at least 0"),
         (["vdm", "--predict", "mean"], "in continuous time a step has no mean"),
-        (["vae", "--data", "moons"], "this model is for images; train ddpm or vdm"),
+        (["vae", "--data", "moons"], "this model is for images; train gan, ddpm or vdm on them"),
         (["classifier", "--data", "moons"], "a classifier is for images"),
         (["ddpm", "--data", "shapes", "--predict", "kway", "--size", "9"], "shapes have 8, 16"),
     ],

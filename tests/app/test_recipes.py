@@ -8,6 +8,7 @@ import pytest
 
 from scratchgen.app import plots, quality
 from scratchgen.app.recipes import (
+    RECIPES,
     AutoencoderRecipe,
     ClassifierRecipe,
     VaeRecipe,
@@ -70,6 +71,19 @@ def test_what_a_run_folder_holds_was_not_all_chosen(config):
     for name in config.without_effect:
         with pytest.raises(ValueError, match=f"^{flag_of(name)} is for .*, so leave it out$"):
             config.refuse_without_effect([name])
+
+
+def test_a_model_of_images_names_all_that_take_points():
+    takers, complaints = [], set()
+    for name, recipe in RECIPES.items():
+        try:
+            recipe.config_type(data="moons")
+        except ValueError as error:
+            complaints.add(str(error))
+        else:
+            takers.append(name)
+    *some, last = takers
+    assert any(f"; train {', '.join(some)} or {last} on them" in each for each in complaints)
 
 
 def test_a_width_without_effect_is_refused_wherever_it_comes_from():

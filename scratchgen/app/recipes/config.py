@@ -128,7 +128,7 @@ class ImageConfig(Config):
         if self.data in PLANAR:
             raise ValueError(
                 f"{self.data} are points in the plane, and this model is for images; "
-                "train ddpm or vdm on them"
+                "train gan, ddpm or vdm on them"
             )
         if self.net == CONV and self.width % 8:
             raise ValueError(f"--width must be a multiple of 8 for --net conv, got {self.width}")
