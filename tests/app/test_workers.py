@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from itertools import product
 from types import SimpleNamespace
@@ -288,21 +289,87 @@ def test_a_run_notes_which_twins_it_had(tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["active_twins"] == want
 
 
-@pytest.mark.parametrize("readable_only", [True, False])
-def test_nets_trained_side_by_side_have_one_worker_each(readable_only, monkeypatch):
-    commands = []
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Train "a" and "b" in invented processes, which end with those codes; None cannot start.
 
-    class Started:
-        def __init__(self, command):
-            commands.append(cli.parser().parse_args([str(word) for word in command[3:]]))
+    Returns what was done, in order, and the commands.
+    """
+    done, commands = [], []
 
-        def wait(self):
-            return 3
+    def run(*codes):
+        ends = iter(zip("ab", codes, strict=True))
 
-    monkeypatch.setattr(training.subprocess, "Popen", Started)
-    monkeypatch.setattr(training.twins, "active", lambda: [] if readable_only else ["one"])
-    small = VaeConfig(width=8, depth=0, steps=1, batch_size=2)
-    with pytest.raises(NotFinite, match=r"\[3, 3\]"):
+        class Started:
+            def __init__(self, command):
+                self.name, self.code = next(ends)
+                if self.code is None:
+                    raise PermissionError(f"{self.name} cannot start")
+                self.folder = command[command.index("--resume") + 1]
+                commands.append(cli.parser().parse_args([str(word) for word in command[3:]]))
+
+            def wait(self):
+                assert self.folder.is_dir()
+                done.append(f"wait {self.name}")
+                if isinstance(self.code, type):
+                    self.code, code = 143, self.code
+                    raise code
+                return self.code
+
+            def terminate(self):
+                done.append(f"terminate {self.name}")
+
+        monkeypatch.setattr(training.subprocess, "Popen", Started)
+        small = VaeConfig(width=8, depth=0, steps=1, batch_size=2)
         training.train_side_by_side({"a": VaeRecipe(small), "b": VaeRecipe(small)})
+
+    return run, done, commands
+
+
+@pytest.mark.parametrize("readable_only", [True, False])
+def test_nets_trained_side_by_side_have_one_worker_each(side_by_side, readable_only, monkeypatch):
+    run, _, commands = side_by_side
+    monkeypatch.setattr(training.twins, "active", lambda: [] if readable_only else ["one"])
+    with pytest.raises(NotFinite):
+        run(3, 3)
     assert [given.workers for given in commands] == [1, 1]
     assert [given.no_fast for given in commands] == 2 * [readable_only]
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "who"),
+    [
+        ((0, 3), NotFinite, "b (exit code 3)"),
+        ((3, 3), NotFinite, "a (exit code 3), b (exit code 3)"),
+        ((2, 0), ChildProcessError, "a (exit code 2)"),
+        ((3, -9), ChildProcessError, "a (exit code 3), b (exit code -9)"),
+    ],
+)
+def test_it_is_said_which_of_them_failed_and_how(
+    side_by_side, monkeypatch, capsys, codes, kind, who
+):
+    run, done, _ = side_by_side
+    with pytest.raises(kind, match=f"^training did not end well: {re.escape(who)}$"):
+        run(*codes)
+    assert done == ["wait a", "wait b"]
+    monkeypatch.setattr(cli, "_run", lambda given: run(*codes))
+    assert cli.main(["info"]) == (3 if kind is NotFinite else 2)
+    assert capsys.readouterr().err == f"scratchgen: training did not end well: {who}\n"
+
+
+@pytest.mark.parametrize(
+    ("codes", "error", "ends"),
+    [
+        ((0, None), PermissionError, ["terminate a", "wait a"]),
+        (
+            (KeyboardInterrupt, 0),
+            KeyboardInterrupt,
+            ["wait a", "terminate a", "terminate b", "wait a", "wait b"],
+        ),
+    ],
+)
+def test_none_of_them_outlives_the_others(side_by_side, codes, error, ends):
+    run, done, _ = side_by_side
+    with pytest.raises(error):
+        run(*codes)
+    assert done == ends

@@ -10,6 +10,8 @@ from scratchgen.app.runs import write_json
 from scratchgen.core import twins
 from scratchgen.training.fit import NotFinite
 
+NOT_FINITE = 3  # exit code of a `train` that met such a number
+
 
 def trained(recipe: Recipe) -> Recipe:
     """The recipe after all its steps, with its averaged weights in place."""
@@ -25,26 +27,32 @@ def train_side_by_side(recipes: dict[str, Recipe]) -> None:
     twins or leaves them.
 
     Raises:
-        NotFinite: a process did not end well.
+        NotFinite: those that did not end well met a number that is not finite.
+        ChildProcessError: one did not end well for another reason.
     """
     route = () if twins.active() else ("--no-fast",)
     with TemporaryDirectory() as place:
         folders = {name: Path(place) / name for name in recipes}
-        started = []
-        for name, recipe in recipes.items():
-            config = config_to_json(recipe)
-            write_json(folders[name] / "config.json", config)
-            recipe.fit.save(folders[name] / "checkpoint.npz", {"config": config})
-            train = ("train", "--resume", folders[name], "--workers", "1", "--quiet")
-            command = (sys.executable, "-m", "scratchgen", *route, *train)
-            started.append(subprocess.Popen(command))
+        started: dict[str, subprocess.Popen] = {}
         try:
-            codes = [process.wait() for process in started]
+            for name, recipe in recipes.items():
+                config = config_to_json(recipe)
+                write_json(folders[name] / "config.json", config)
+                recipe.fit.save(folders[name] / "checkpoint.npz", {"config": config})
+                train = ("train", "--resume", folders[name], "--workers", "1", "--quiet")
+                command = (sys.executable, "-m", "scratchgen", *route, *train)
+                started[name] = subprocess.Popen(command)
+            codes = {name: process.wait() for name, process in started.items()}
         except BaseException:
-            for process in started:
+            for process in started.values():
                 process.terminate()
+            for process in started.values():
+                process.wait()  # until then they may write into the folder
             raise
-        if any(codes):
-            raise NotFinite(f"training ended with the exit codes {codes}")
+        failed = {name: code for name, code in codes.items() if code}
+        if failed:
+            kind = NotFinite if set(failed.values()) == {NOT_FINITE} else ChildProcessError
+            said = ", ".join(f"{name} (exit code {code})" for name, code in failed.items())
+            raise kind(f"training did not end well: {said}")
         for name, recipe in recipes.items():
             recipe.use_average(folders[name] / "checkpoint.npz")
