@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import Field, fields
 from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -331,10 +332,12 @@ def _print(as_json: bool, result: dict | list, for_people) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    top = parser()
-    given, odd = top.parse_known_args(arguments)
+    top, words = parser(), sys.argv[1:] if arguments is None else arguments
+    given, odd = top.parse_known_args(words)
     if odd:
-        top.prog = " ".join(filter(None, ("scratchgen", given.command, vars(given).get("model"))))
+        before = [*takewhile(lambda word: word != odd[0], words)]
+        doors = (given.command, vars(given).get("model"))
+        top.prog = " ".join(["scratchgen", *(door for door in doors if door in before)])
         top.error(f"unrecognized arguments: {' '.join(odd)}")
     try:
         if given.blas_threads < 1:

@@ -219,6 +219,27 @@ def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys)
 
 
 @pytest.mark.parametrize(
+    ("line", "door"),
+    [
+        ("--bogus train gan", "scratchgen"),
+        ("--no-fast --bogus=gan train gan --steps 3", "scratchgen"),
+        ("train --bogus gan", "scratchgen train"),
+        ("train gan --bogus", "scratchgen train gan"),
+        ("train gan --bogus train", "scratchgen train gan"),
+        ("info --bogus", "scratchgen info"),
+    ],
+)
+def test_help_is_that_of_where_an_unknown_option_stood(capsys, monkeypatch, line, door):
+    complaint = refused(capsys, *line.split())
+    assert complaint.startswith("scratchgen: unrecognized arguments: --bogus")
+    assert complaint.endswith(f"; see: {door} --help")
+    monkeypatch.setattr(sys, "argv", ["scratchgen", *line.split()])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.strip() == complaint
+
+
+@pytest.mark.parametrize(
     "options",
     [
         HvaeSampling(keep_levels=1),
