@@ -6,10 +6,11 @@ from pathlib import Path
 
 from scratchgen.app import runs, workers
 from scratchgen.app.dissect import dissect
-from scratchgen.app.quality import examples_of, quality_report, require_finite
+from scratchgen.app.quality import examples_of, other_data, quality_report, require_finite
 from scratchgen.app.recipes import RECIPES, Recipe
 from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.config import Config
+from scratchgen.app.recipes.data import fingerprint
 from scratchgen.app.recipes.vae import VaeConfig, VaeRecipe
 from scratchgen.app.sampling import sample
 from scratchgen.app.schedule_report import named_schedule, schedule_of
@@ -154,7 +155,8 @@ def evaluate(
         folder: the run.
         part: of the data.
         draws: of noise for each example, or samples of a gan; the model's own number unless given.
-        data: another data set of the same shape and levels, a name or a path.
+        data: another data set of the same shape and levels, a name or a path; the run's own is as
+            if left out.
 
     Raises:
         ValueError: a number is outside its range, the run was trained on that part, or the other
@@ -164,6 +166,7 @@ def evaluate(
     if draws is not None and draws < 1:
         raise ValueError(f"--draws must be at least 1, got {draws}")
     recipe = runs.load_run(folder)
+    data = other_data(recipe, data)
     draws = recipe.draws if draws is None else draws
     examples = examples_of(recipe, part, data)
     if len(examples) < 2:
@@ -174,7 +177,9 @@ def evaluate(
         measures = recipe.evaluate(examples, draws)
     require_finite(folder, measures)
     try:
-        name = f"{part}_{Path(data).stem}" if data else part  # the run's own files stay
+        name = part
+        if data is not None:  # two files may have one name, and what was written before stays
+            name += f"_{Path(data).stem}_{fingerprint(examples)[:8]}"
         recipe.evaluation_files(folder, name, examples, measures)
     except OSError as error:
         say(f"note: the figures and tables were not all written: {error}")

@@ -9,7 +9,7 @@ from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import MEASURED, ClassifierRecipe, can_be_judged, judge_for
 from scratchgen.app.recipes.config import flag_of
-from scratchgen.app.recipes.data import PLANAR, load
+from scratchgen.app.recipes.data import PLANAR, load, settled
 from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
@@ -199,6 +199,7 @@ def quality(
 
 def examples_of(recipe: Recipe, part: str, data: str | None):
     """One part of a run's data, or of other data that fit it."""
+    data = other_data(recipe, data)
     if data is not None:
         if (data in PLANAR) != (recipe.config.data in PLANAR):
             raise ValueError(f"{data} does not fit the run, whose examples are {recipe.shape}")
@@ -213,6 +214,11 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
     return recipe.part(part)
+
+
+def other_data(recipe: Recipe, data: str | None) -> str | None:
+    """The name or path of data, or None where they are the run's own."""
+    return data if data is not None and settled(data) != recipe.config.data else None
 
 
 def require_finite(folder: Path, measures: dict) -> None:

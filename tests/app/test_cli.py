@@ -23,6 +23,7 @@ from scratchgen.app.recipes.hvae import HvaeSampling
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.runs import new_run, read_recipe
 from scratchgen.core import twins
+from scratchgen.data.digits import load_digits
 from scratchgen.training.fit import Fit
 
 SMALL = ["--width", "16", "--latent", "3", "--batch-size", "32", "--seed", "5"]
@@ -216,6 +217,29 @@ def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys)
     assert refused(capsys, "train", "vae", "--penalty", 1).endswith("scratchgen train vae --help")
     for flags in (["--seed", 1], ["--temperature", 0.5]):
         assert "go with --samples N; add it" in refused(capsys, "evaluate", run, *flags)
+
+
+def test_figures_of_other_data_are_one_for_each(run, tmp_path, capsys):
+    codes, copy = load_digits("test").codes, tmp_path / "run"
+    shutil.copytree(run, copy)
+    for folder, rows in (("a", codes[:20]), ("b", codes[20:40])):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "x.npz", x=rows, levels=17)
+
+    def files(*data):
+        assert main(["evaluate", str(copy), "--draws", "1", *map(str, data)]) == 0
+        return {path: path.read_bytes() for path in (copy / "figures").glob("*_test*.png")}
+
+    (own,) = before = files()
+    assert files("--data", "digits") == before, "these are the run's own"
+    assert own.name == "reconstructions_test.png"
+    for count, folder in ((2, "a"), (3, "b"), (3, "a")):
+        after = files("--data", tmp_path / folder / "x.npz")
+        assert len(after) == count
+        assert before.items() <= after.items()
+        before = after
+    part = ["--part", "validation", "--data", "digits"]
+    assert "--hold-out" in refused(capsys, "evaluate", copy, *part)
 
 
 @pytest.mark.parametrize(

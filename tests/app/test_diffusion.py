@@ -20,6 +20,7 @@ from scratchgen.app.recipes.ddpm import DdpmConfig, DdpmSampling
 from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling
 from scratchgen.app.recipes.vdm import VdmConfig
 from scratchgen.core.streams import Stream
+from scratchgen.data.files import fingerprint, load_files
 from scratchgen.maths.bounds import bits_per_dim
 from scratchgen.maths.parameterisations import Epsilon, KWay, Velocity
 from scratchgen.metrics.likelihood import ddpm_bounds, vdm_bounds
@@ -448,7 +449,8 @@ def test_other_data_of_the_same_kind_can_be_measured(run, tmp_path, capsys):
     np.savez(path, x=codes, levels=np.asarray(17))
     kept = {each: each.read_bytes() for each in folder.rglob("terms_*")}
     assert main(["evaluate", str(folder), "--draws", "1", "--data", str(path), "--json"]) == 0
-    new = {folder / "terms_test_mine.csv", folder / "figures" / "terms_test_mine.png"}
+    name = f"terms_test_mine_{fingerprint(load_files(path, 'test'))[:8]}"
+    new = {folder / f"{name}.csv", folder / "figures" / f"{name}.png"}
     assert set(folder.rglob("terms_*")) == kept.keys() | new
     assert all(each.read_bytes() == content for each, content in kept.items())
     found = json.loads(capsys.readouterr().out)

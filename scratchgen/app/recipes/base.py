@@ -154,7 +154,7 @@ class Recipe(ABC):
 
         Args:
             folder: of the run.
-            name: of the part, and of the data where they are not the run's.
+            name: of the part; then of the data, with a hash, where they are not the run's own.
             part: the examples.
             result: what `evaluate` returned for them.
         """
