@@ -673,7 +673,7 @@ def test_other_points_have_no_modes_to_count(data):
     result = recipe.evaluate(some(recipe), draws=30)
     assert result == {"samples": 30}
     lines = recipe.report(result)
-    assert "30 samples" in lines
+    assert "30 samples of seed 0" in lines
     assert "no modes or classes to count; --samples N" in "\n".join(lines)
 
 
