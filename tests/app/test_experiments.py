@@ -178,7 +178,7 @@ def test_the_second_result_of_the_families_is_on_the_other_split(monkeypatch):
 def test_both_sides_of_a_gan_are_counted(small_families):
     gan = small_families(0, "digits")["GAN"]
     values = families.measure(gan, families.judge_for(gan), gan.part("test")).values
-    sides = gan.params.theta.size + gan.gan.params.theta.size
+    sides = gan.params.theta.size + gan.gan.discriminator_params.theta.size
     assert values["parameters"] == sides
 
 
