@@ -6,7 +6,7 @@ from math import log
 import numpy as np
 import pytest
 
-from scratchgen.app.experiments import bounds, families, training, transfer
+from scratchgen.app.experiments import bounds, families, gans, training, transfer
 from scratchgen.app.quality import quality_of
 from scratchgen.app.recipes import (
     ClassifierRecipe,
@@ -16,6 +16,7 @@ from scratchgen.app.recipes import (
     VaeRecipe,
     base,
     ddpm,
+    gan,
 )
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.classifier import ClassifierConfig
@@ -97,6 +98,67 @@ def test_transfer_starts_from_the_encoders_and_scores_the_test_part(tiny):
         np.testing.assert_array_equal(trunk, encoder)
     fine_tuned = tiny["classifiers"][4].trunk.layers[0].weight.read().value
     assert np.any(fine_tuned != autoencoder.model.encoder.layers[0].weight.read().value)
+
+
+@pytest.fixture
+def tiny_games(monkeypatch):
+    """The experiments on games with small nets and few steps; then G gives a dozen real examples.
+
+    So that each of their measures has a value of its own. The published configurations are kept.
+    """
+    kept = {"published": [], "recipes": []}
+    small = {"width": 16, "batch_size": 8, "steps": 2, "ema": 0.5}
+    judge = ClassifierRecipe(ClassifierConfig(width=8, batch_size=16))
+    judge.fit.until(20, quiet=True)
+
+    def configured(**given):
+        kept["published"].append(GanConfig(**given))
+        return GanConfig(**given | small)
+
+    def keep(recipe):
+        kept["recipes"].append(training.trained(recipe))
+        seen = recipe.examples(recipe.fitted)[:12]
+        recipe.model = lambda z: (seen[np.arange(len(z)) % 12], None)
+        return recipe
+
+    monkeypatch.setattr(gans, "GanConfig", configured)
+    monkeypatch.setattr(gans, "trained", keep)
+    monkeypatch.setattr(gan, "judge_for", lambda recipe: judge)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("experiment", "published"),
+    [
+        (gans.wgan_gp_ring8, {"data": "ring8", "loss": "wgan-gp"}),
+        (gans.wgan_gp_grid25, {"data": "grid25", "loss": "wgan-gp"}),
+        (gans.dcgan_digits, {"data": "digits", "loss": "non-saturating", "steps": 1500}),
+    ],
+    ids=["ring8", "grid25", "digits"],
+)
+def test_a_game_is_measured_on_2500_samples(tiny_games, experiment, published):
+    found = experiment(3)
+    assert tiny_games["published"] == [GanConfig(seed=3, **published)]
+    (recipe,) = tiny_games["recipes"]
+    assert recipe.fit.steps_done == 2
+    np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
+    seen = recipe.evaluate(recipe.part("test"), 2500)
+    if published["data"] == "digits":
+        shares = np.asarray([seen[f"class_shares_of_{name}"] for name in ("samples", "data")])
+        want = {
+            "mean_confidence_on_samples": seen["confidence_on_samples"],
+            "mean_confidence_on_data": seen["confidence_on_data"],
+            "classes_present_of_10": np.sum(shares[0] >= 0.1 * shares[1]),
+            "smallest_share_of_a_class": np.min(shares[0]),
+        }
+    else:
+        want = {
+            f"modes_covered_of_{seen['modes']}": seen["covered"],
+            "share_of_high_quality_samples": seen["high_quality"],
+            "spread_around_a_mode_over_the_data's": seen["spread"],
+        }
+    assert found == want
+    assert len(set(want.values())) == len(want), "measures that agree cannot be told apart"
 
 
 def test_labelled_digits_are_balanced():
