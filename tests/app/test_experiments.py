@@ -1,12 +1,14 @@
 """app/experiments: what is trained, what is copied, what is scored."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from math import log
 
 import numpy as np
 import pytest
 
-from scratchgen.app.experiments import bounds, families, gans, training, transfer
+from scratchgen.app.experiments import bounds, diffusion, families, gans, training, transfer
 from scratchgen.app.quality import quality_of
 from scratchgen.app.recipes import (
     ClassifierRecipe,
@@ -170,7 +172,10 @@ def test_labelled_digits_are_balanced():
 
 @pytest.fixture
 def small_families(monkeypatch):
-    """Small nets, two steps, an untrained judge, and of a part its first forty examples."""
+    """Small nets, two steps, an untrained judge, and of a part its first forty examples.
+
+    The clock is 8 s later whenever it is read.
+    """
 
     def made(seed, data):
         small = {"seed": seed, "data": data, "steps": 2, "ema": 0.5, "width": 8, "batch_size": 4}
@@ -187,6 +192,7 @@ def small_families(monkeypatch):
     monkeypatch.setattr(ddpm, "PILOT", 8)
     monkeypatch.setattr(families, "DDIM", DdpmSampling(sampler="ddim", steps=2))
     monkeypatch.setattr(families, "families", made)
+    monkeypatch.setattr(families, "process_time", count(0.0, 8.0).__next__)
     monkeypatch.setattr(
         families,
         "judge_for",
@@ -197,13 +203,39 @@ def small_families(monkeypatch):
     return made
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """What the experiments on one family alone would train, for seed 4."""
+
+    class Begun(Exception):
+        pass
+
+    def stop(*given):
+        raise Begun(*given)
+
+    def begun(experiment):
+        with pytest.raises(Begun) as stopped:
+            experiment(4)
+        return stopped.value.args
+
+    monkeypatch.setattr(bounds, "trained", lambda recipe: recipe)
+    monkeypatch.setattr(bounds, "_beside_a_vae", stop)
+    monkeypatch.setattr(gans, "trained", stop)
+    monkeypatch.setattr(diffusion, "train_side_by_side", stop)
+    chain, vae = begun(bounds.mhvae_digits)
+    (game,), (diffusions,) = begun(gans.dcgan_digits), begun(diffusion.ddpm_digits)
+    return {"VAE": vae, "HVAE": chain, "GAN": game, "DDPM": diffusions["K-way"]}
+
+
 @pytest.mark.parametrize("data", ["digits", "digits-1000"])
-def test_families_share_seed_and_data(data):
+def test_families_are_those_of_their_own_experiments_but_for_steps_and_data(alone, data):
+    steps = {"VAE": 14000, "HVAE": 13000, "GAN": 4400, "DDPM": 1400}
     made = families.families(4, data)
-    assert list(made) == ["VAE", "HVAE", "GAN", "DDPM"]
-    for recipe in made.values():
-        assert (recipe.config.seed, recipe.config.data) == (4, data)
+    assert list(made) == list(steps)
+    for family, recipe in made.items():
+        assert recipe.config == replace(alone[family].config, steps=steps[family], data=data)
         assert recipe.config.hold_out == (data == "digits-1000")
+    assert DdpmSampling(sampler="ddim", steps=50) == families.DDIM
 
 
 def test_families_are_measured_alike_on_the_test_part(small_families):
@@ -216,12 +248,16 @@ def test_families_are_measured_alike_on_the_test_part(small_families):
         values, real, drawn = families.measure(recipe, judge, part)
         options = families.DDIM if family == "DDPM" else recipe.sampling_type()
         np.testing.assert_array_equal(drawn.x, recipe.sample(40, 3, options).x)
-        rows = quality_of(drawn.x, recipe, part, 3, judge)["measures"]
+        quality = quality_of(drawn.x, recipe, part, 3, judge)
         for name in ("Fréchet distance", "kernel distance", "precision", "recall"):
-            row = rows[f"{name} on classifier features"]
+            row = quality["measures"][f"{name} on classifier features"]
             assert (values[name], real[name]) == (row["value"], row["floor"])
+        scores = quality["class_score"]
+        assert values["class score"] == scores["samples"]["mean"]
+        assert real["class score"] == scores["data"]["mean"]
         assert values["sharpness"] == sharpness(part.x, drawn.x)
-        assert values.pop("seconds a sample") > 0.0
+        assert real["sharpness"] == sharpness(part.x, recipe.fitted.x)
+        assert values.pop("seconds a sample") == 8.0 / 40.0
         if family == "GAN":
             assert "bits per dim" not in values
         else:
