@@ -74,6 +74,25 @@ def test_one_bound_from_the_vae_to_diffusion(tmp_path):
     assert long_chain[1] != pytest.approx(diffusion[1], rel=0.1)
 
 
+@pytest.mark.equation("GAN-4")
+@pytest.mark.equation("GAN-5")
+@pytest.mark.equation("GAN-14")
+@pytest.mark.parametrize(
+    ("loss", "cost", "in_d", "in_a"),
+    [
+        ("minimax, log(1 − D)", lambda d: np.log(1 - d), lambda d: -1 / (1 - d), lambda d: -d),
+        ("non-saturating, −log D", lambda d: -np.log(d), lambda d: -1 / d, lambda d: d - 1),
+        ("KL, −a", lambda d: np.log(1 / d - 1), lambda d: -1 / (d * (1 - d)), lambda d: 0 * d - 1),
+    ],
+    ids=["minimax", "non-saturating", "KL"],
+)
+def test_costs_and_slopes_over_what_the_discriminator_says(loss, cost, in_d, in_a):
+    """The curves that are drawn, from a fake that is obvious to one that passes for data."""
+    example, d = runpy.run_path(str(EXAMPLES / "gan_losses.py")), np.linspace(0.001, 0.999, 999)
+    drawn = example["curves"](example["LOSSES"][loss], np.log(d / (1 - d)))
+    np.testing.assert_allclose(drawn, [cost(d), in_d(d), in_a(d)], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.equation("GAN-6")
 def test_the_gan_of_the_example_is_the_one_of_the_command_line():
     """A few rounds: the same weights, average and running statistics, bit for bit."""
