@@ -91,7 +91,7 @@ def main() -> None:
         for name, loss in LOSSES.items():
             found = games[column][name] = np.stack([play(loss, made, steps, s) for s in streams])
             near = [np.argmax(m < NEAR) if min(m) < NEAR else np.inf for m in found[..., 0]]
-            print(f"{column:17}{name:24}{np.median(near):5.0f}")
+            print(f"{column:17}{name:24}{np.median(near):5.0f}".replace("  inf", f"not in {steps}"))
     approach(given.out / "stall.png", games, f"Data N(0, 1), fakes from {START:g} away")
     print(f"wrote {given.out}/costs.png and stall.png")
 

@@ -22,7 +22,7 @@ UNITS = {
     "families_digits": "nats per image",
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
-    "gan_losses": "standard deviations",
+    "gan_losses": "not in 5",
     "hvae_digits": "bits/dim",
     "latent_arithmetic": "of class c",
     "linear_vae": "nats",
