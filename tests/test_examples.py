@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from scratchgen.app.recipes import GanRecipe
 from scratchgen.app.recipes.gan import GanConfig
+from scratchgen.core.module import Parameter
+from scratchgen.training.fit import batch_indices
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # make_digits.py needs scikit-learn and rewrites the data set, so it is not run here
@@ -106,3 +109,18 @@ def test_the_gan_of_the_example_is_the_one_of_the_command_line():
     assert ema.params.buffers.keys() == recipe.params.buffers.keys() != set()
     for name, buffer in ema.params.buffers.items():
         np.testing.assert_array_equal(buffer.value, recipe.params.buffers[name].value)
+
+
+@pytest.mark.equation("GAN-12")
+def test_the_penalised_game_of_the_example_is_the_one_of_the_command_line():
+    """A few rounds on the same batches: the same weights of both sides, bit for bit."""
+    recipe = GanRecipe(GanConfig(data="ring8", loss="wgan-gp", steps=3, seed=5))
+    recipe.fit.until(3, quiet=True)
+    x, order = recipe.examples(recipe.fitted), recipe.stream.at("batches")
+    batches = (x[batch_indices(order, len(x), 128, batch)] for batch in count())
+    train = runpy.run_path(str(EXAMPLES / "wgan_gp_ring.py"))["train"]
+    played = dict(train(lambda noise: next(batches), 3, recipe.stream).named(Parameter))
+    want = dict(recipe.gan.named(Parameter))
+    assert played.keys() == want.keys() != set()
+    for name, parameter in played.items():
+        np.testing.assert_array_equal(parameter.read().value, want[name].read().value)
