@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchgen.app.recipes import GanRecipe
+from scratchgen.app.recipes import ClassifierRecipe, GanRecipe
 from scratchgen.app.recipes.gan import GanConfig
 from scratchgen.core.module import Parameter
+from scratchgen.models.gan import Gan
 from scratchgen.training.fit import batch_indices
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -124,3 +125,20 @@ def test_the_penalised_game_of_the_example_is_the_one_of_the_command_line():
     assert played.keys() == want.keys() != set()
     for name, parameter in played.items():
         np.testing.assert_array_equal(parameter.read().value, want[name].read().value)
+
+
+@pytest.mark.equation("GAN-9")
+def test_sums_of_latents_are_sums_of_concepts_where_the_generator_is_linear(
+    monkeypatch, tmp_path, capsys
+):
+    """Images are z itself and a class is one of its coordinates: only a - b + c is bold."""
+    monkeypatch.setattr(Gan, "generate", lambda gan, z, stream=None: z.reshape(-1, 8, 8, 1))
+    monkeypatch.setattr(ClassifierRecipe, "opinions", lambda judge, x: x.reshape(-1, 64)[:, :10])
+    monkeypatch.setattr(sys, "argv", ["", "--smoke", "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "latent_arithmetic.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    few, many = ([list(map(float, row.split()[-3:])) for row in lines[i : i + 3]] for i in (1, 5))
+    assert [row.split("  ")[1] for row in lines[5:8]] == ["c", "d - e + c", "a - b + c"]
+    np.testing.assert_allclose(many, [[1, 0, 0], [1, 0, 0], [1, 1, 1]], atol=0.01)
+    assert few[2][2] > 0.5
+    assert max(few[0][2], few[1][2]) < 0.05
