@@ -21,6 +21,7 @@ from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits
 from scratchgen.layers.normalisation import tracking
+from scratchgen.metrics.coverage import class_opinions
 from scratchgen.models.gan import Gan, NonSaturating, interpolate_normal
 from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
 from scratchgen.training.fit import batch_indices
@@ -54,13 +55,6 @@ def train(x: np.ndarray, steps: int, stream: Stream) -> tuple[Gan, Ema]:
     return gan, ema
 
 
-def judged(judge: ClassifierRecipe, images: np.ndarray) -> tuple[float, np.ndarray]:
-    """A classifier's mean confidence, and the share of each class by what it takes images for."""
-    opinions = np.exp(judge.opinions(images))
-    counts = np.bincount(opinions.argmax(axis=1), minlength=opinions.shape[1])
-    return float(opinions.max(axis=1).mean()), counts / len(images)
-
-
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
 def main() -> None:
     """Train, let a classifier judge the samples, draw some of them and the ways between others."""
@@ -82,7 +76,8 @@ def main() -> None:
     with ema.applied():
         samples = gan.generate(stream.at("sample").normal((2500, LATENT)))
         between = gan.generate(way)
-    (sure, shares), (usual, real) = (judged(judge, s) for s in (samples, load_digits("test").x))
+    images = (samples, load_digits("test").x)
+    (sure, shares), (usual, real) = (class_opinions(judge.opinions(each)) for each in images)
     present = sum(map(shown, shares, real))
     print(f"a classifier's mean confidence: {sure:.3f} on 2500 samples, {usual:.3f} on test digits")
     print(f"classes present: {present} of {len(real)}, the rarest in {min(shares):.3f} of samples")

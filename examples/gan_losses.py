@@ -56,7 +56,7 @@ def play(loss, optimiser, steps: int, stream: Stream):
     params = FlatParameters(generator, stream.at("g"))
     params.theta = np.asarray([1.0, START])
     gan = Gan(generator, discriminator, FlatParameters(discriminator, stream.at("d")), loss)
-    step_generator, adam = optimiser(params), Adam(gan.params, 1e-2, beta1=0.5)
+    step_generator, adam = optimiser(params), Adam(gan.discriminator_params, 1e-2, beta1=0.5)
     share, course = np.full(BATCH, 1.0 / BATCH), np.empty((steps, 3))
     for step, noise in enumerate(stream.at("noise").normal((steps, 2 * K + 1, BATCH, 1))):
         for x, z in zip(noise[:K], noise[K:-1], strict=True):

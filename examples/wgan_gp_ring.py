@@ -21,13 +21,12 @@ from scratchgen.layers.activations import leaky_relu, relu
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.resampling import reshaped
 from scratchgen.maths.planar import eight_gaussians
-from scratchgen.metrics.coverage import mode_coverage, mode_spread
+from scratchgen.metrics.coverage import mode_coverage
 from scratchgen.models.gan import Gan, Wasserstein, gradient_penalty
 from scratchgen.nets.mlp import mlp
 from scratchgen.training.optim import Adam, warmup_cosine
 
 BATCH, LATENT, WIDTH, CRITIC_STEPS, RATE, PENALTY = 128, 2, 128, 2, 2e-3, 0.1
-SPREAD = 0.02**0.5  # of a mode, along every axis
 
 
 def train(draw, steps: int, stream: Stream) -> Gan:
@@ -72,10 +71,10 @@ def main() -> None:
     steps = 10 if given.smoke else 5000
     gan = train(lambda noise: ring.sample(BATCH, noise).astype(np.float32), steps, stream)
     x = gan.generate(stream.at("sample").normal((2500, LATENT)))
-    found = mode_coverage(x, ring.means, SPREAD)
+    found = mode_coverage(x, ring.means, deviation=0.02**0.5)
     print(f"modes covered: {found.covered} of {found.modes}")
     print(f"high-quality samples, within 3 standard deviations: {found.high_quality:.3f}")
-    spread = mode_spread(x, ring.means, SPREAD)
+    spread = found.relative_spread
     print(f"spread of those of a mode, over its own: {spread:.2f} (of data 0.97)")
     path = given.out / "samples.png"
     point_cloud(path, x, "WGAN with gradient penalty", ring.sample(2500, stream.at("data")))

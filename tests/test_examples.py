@@ -106,7 +106,7 @@ def test_the_gan_of_the_example_is_the_one_of_the_command_line():
     gan, ema = train(recipe.examples(recipe.fitted), 3, recipe.stream)
     np.testing.assert_array_equal(ema.params.theta, recipe.params.theta)
     np.testing.assert_array_equal(ema.average, recipe.ema.average)
-    np.testing.assert_array_equal(gan.params.theta, recipe.opponent.params.theta)
+    np.testing.assert_array_equal(gan.discriminator_params.theta, recipe.opponent.params.theta)
     assert ema.params.buffers.keys() == recipe.params.buffers.keys() != set()
     for name, buffer in ema.params.buffers.items():
         np.testing.assert_array_equal(buffer.value, recipe.params.buffers[name].value)

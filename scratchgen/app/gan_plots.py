@@ -11,24 +11,27 @@ STYLES = ("-", "--", ":")  # curves may lie on each other
 PANELS = {"cost, nats": 5.0, "slope in D": 12.0, "slope in the logit a": 1.0}  # and their reach
 
 
-def course(path: Path, history: dict[str, list[float]]) -> None:
-    """The costs of both sides, and below the norm of the discriminator's gradient.
+def course(path: Path, steps: list[float], curves: dict[str, list[float]]) -> None:
+    """The costs of both sides, and below the norms of their gradients.
 
     Args:
         path: the .png to write.
-        history: "step" and the logged terms.
+        steps: where the rows were logged.
+        curves: name -> values; those whose names end in "norm" are norms.
     """
     figure, (above, below) = new_figure(7.0, 5.6, panels=1, rows=2)
-    names = [name for name in history if name not in ("step", "gradient_norm")]
-    for colour, name in zip(COLOURS, names, strict=False):
-        above.plot(history["step"], history[name], color=colour, linewidth=1, label=name)
+    norms = [name for name in curves if name.endswith("norm")]
+    costs = [name for name in curves if name not in norms]
+    for axes, names in ((above, costs), (below, norms)):
+        for colour, name in zip(COLOURS, names, strict=False):
+            label = name.replace("_", " ")
+            axes.plot(steps, curves[name], color=colour, linewidth=1, label=label)
+        axes.legend(frameon=False, fontsize=8)
     above.axhline(0.0, color="#999999", linewidth=0.8)
     above.set_ylabel("cost")
-    above.legend(frameon=False, fontsize=8)
-    below.plot(history["step"], history["gradient_norm"], color=COLOURS[0], linewidth=1)
-    if any(norm > 0.0 for norm in history["gradient_norm"]):
+    if any(value > 0.0 for name in norms for value in curves[name]):
         below.set_yscale("log")
-    below.set_ylabel("norm of the\ndiscriminator's gradient")
+    below.set_ylabel("norm of the gradient")
     below.set_xlabel("step of the generator")
     save(figure, path)
 

@@ -67,9 +67,7 @@ def write_json(path: Path, values) -> None:
 
 def write_metrics(path: Path, recipe: Recipe) -> None:
     """What was logged, as CSV: the step and the recipe's columns, whose names hold their units."""
-    history = recipe.fit.history
-    count = len(history.get("step", []))
-    rows = [{name: values[i] for name, values in history.items()} for i in range(count)]
+    rows = recipe.fit.rows
     if rows:
         columns = [recipe.columns(row) for row in rows]
         lines = ([int(r["step"]), *c.values()] for r, c in zip(rows, columns, strict=True))

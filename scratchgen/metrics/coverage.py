@@ -38,25 +38,31 @@ class Modes(NamedTuple):
         covered: modes that have at least N/(10 K) good points: a tenth of their fair share.
         modes: K, how many there are.
         high_quality: the share of the N points that are good, within the radius of some mode.
+        relative_spread: the root mean square of ‖x - x̄‖/(σ √D) over good points x, where x̄ is the
+            mean of those of the same mode; 0 where no point is good. It is near 0 for a sample that
+            shows one point of each mode only, which the other measures do not notice. Of many
+            normals in the plane and R = 3 it is √(1 - ½ R² e^(-R²/2)/(1 - e^(-R²/2))) = 0.974, for
+            lack of the points beyond the radius.
     """
 
     covered: int
     modes: int
     high_quality: float
+    relative_spread: float
 
 
-def mode_coverage(points, means, spread: float, radius: float = 3.0) -> Modes:
-    """Which modes a sample shows, and how much of it lies near one.
+def mode_coverage(points, means, deviation: float, radius: float = 3.0) -> Modes:
+    """Which modes a sample shows, how much of it lies near one, and how widely.
 
-    A point is good if its nearest mode is at most `radius` standard deviations away, and it counts
-    for that mode; the first of several that are as near. A mode with a single good point, which the
-    source counts, may have it by chance: here it takes a tenth of N/K of them.
+    A point is good if its nearest mode is at most R standard deviations away, and it counts for
+    that mode; the first of several that are as near. A mode with a single good point, which
+    [Srivastava 2017] count, may have it by chance: here it takes a tenth of N/K of them.
 
     Args:
         points: (N, D).
         means: (K, D), the modes, which have equal weights.
-        spread: their standard deviation along every axis, in units of the points.
-        radius: in standard deviations; of a normal in the plane 98.9 % lie within 3.
+        deviation: σ, their standard deviation along every axis, in units of the points.
+        radius: R; of a normal in the plane 98.9 % lie within 3.
 
     Returns:
         Modes.
@@ -66,52 +72,22 @@ def mode_coverage(points, means, spread: float, radius: float = 3.0) -> Modes:
 
     Source: [Srivastava 2017]
     """
-    nearest, good = _good(*_pair(points, means), spread, radius)
-    modes = len(means)
-    counts = np.bincount(nearest[good], minlength=modes)
-    return Modes(int((10 * modes * counts >= len(good)).sum()), modes, float(good.mean()))
-
-
-def mode_spread(points, means, spread: float, radius: float = 3.0) -> float:
-    """How widely the good points of a sample lie around each other, over what `spread` says.
-
-    The root mean square of ‖x - x̄‖/(spread √D) over good points x, where x̄ is the mean of those of
-    the same mode. It is near 0 for a sample that shows one point of each mode only, which
-    `mode_coverage` does not notice. Of many normals in the plane and R = 3 it is
-    √(1 - ½ R² e^(-R²/2)/(1 - e^(-R²/2))) = 0.974, for lack of the points beyond the radius.
-
-    Args:
-        points, means, spread, radius: as for `mode_coverage`.
-
-    Returns:
-        The ratio, or 0 where no point is good.
-
-    Raises:
-        ValueError: the shapes do not fit, or a number is not positive.
-    """
-    x, m = _pair(points, means)
-    nearest, good = _good(x, m, spread, radius)
-    groups = [x[good & (nearest == k)] for k in range(len(m))]
-    squares = sum(
-        float(((group - group.mean(axis=0)) ** 2).sum()) for group in groups if len(group)
-    )
-    return float(np.sqrt(squares / (max(1, good.sum()) * m.shape[1]))) / spread
-
-
-def _pair(points, means) -> tuple[np.ndarray, np.ndarray]:
-    """Both on the host in float64."""
     x, m = np.asarray(to_host(points), np.float64), np.asarray(to_host(means), np.float64)
     if x.ndim != 2 or m.ndim != 2 or x.shape[1] != m.shape[1] or not (len(x) and len(m)):
         raise ValueError(f"need points (N, D) and means (K, D), got {x.shape} and {m.shape}")
-    return x, m
-
-
-def _good(x, m, spread: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) which mode is the nearest to each point, and (N,) whether it is near enough."""
-    if not (spread > 0.0 and radius > 0.0):
-        raise ValueError(f"spread and radius must be positive, got {spread} and {radius}")
+    if not (deviation > 0.0 and radius > 0.0):
+        raise ValueError(f"deviation and radius must be positive, got {deviation} and {radius}")
     distance = np.sqrt(((x[:, None] - m) ** 2).sum(axis=-1))
-    return distance.argmin(axis=1), distance.min(axis=1) <= radius * spread
+    good, nearest = distance.min(axis=1) <= radius * deviation, distance.argmin(axis=1)
+    counts = np.bincount(nearest[good], minlength=len(m))
+    groups = (x[good & (nearest == k)] for k in np.flatnonzero(counts))
+    squares = sum(float(((group - group.mean(axis=0)) ** 2).sum()) for group in groups)
+    return Modes(
+        int((10 * len(m) * counts >= len(x)).sum()),
+        len(m),
+        float(good.mean()),
+        float(np.sqrt(squares / (max(1, good.sum()) * m.shape[1]))) / deviation,
+    )
 
 
 def coverage(real, generated, k: int = NEIGHBOUR) -> Coverage:
@@ -200,6 +176,32 @@ def _squared_distances(x, points) -> np.ndarray:
     return np.einsum("nf,nf->n", gap, gap)
 
 
+class ClassOpinions(NamedTuple):
+    """What a classifier makes of a sample.
+
+    Attributes:
+        confidence: the mean over the sample of the largest p(y|x).
+        shares: (K,), the share of the sample that each class is the likeliest of.
+    """
+
+    confidence: float
+    shares: np.ndarray
+
+
+def class_opinions(log_probabilities) -> ClassOpinions:
+    """How sure a classifier is of a sample, and which classes it sees.
+
+    Args:
+        log_probabilities: (N, K), log p(y|x) of each.
+
+    Raises:
+        ValueError: rows that are no log-probabilities.
+    """
+    p = _probabilities(log_probabilities)
+    counts = np.bincount(p.argmax(axis=1), minlength=p.shape[1])
+    return ClassOpinions(float(p.max(axis=1).mean()), counts / len(p))
+
+
 def class_score(log_probabilities, splits: int = 10) -> tuple[float, float]:
     """exp E_x KL(p(y|x) ‖ p(y)), where p(y) is the mean of p(y|x): the mean over parts of a sample.
 
@@ -219,19 +221,24 @@ def class_score(log_probabilities, splits: int = 10) -> tuple[float, float]:
 
     Source: MET-2, [Salimans 2016]
     """
-    p = np.exp(to_host(log_probabilities).astype(np.float64))
-    if p.ndim != 2 or not 1 <= splits <= len(p):
-        raise ValueError(
-            f"log-probabilities must be (N, K) with N ≥ splits ≥ 1, got shape {p.shape} and "
-            f"{splits} splits"
-        )
-    if not np.all(np.abs(p.sum(axis=1) - 1.0) < 1e-3):
-        raise ValueError("each row must hold the logarithms of probabilities; take log_softmax")
+    p = _probabilities(log_probabilities)
+    if not 1 <= splits <= len(p):
+        raise ValueError(f"need N ≥ splits ≥ 1, got {len(p)} samples and {splits} splits")
     scores = [
         np.exp(_entropy(part.mean(axis=0)) - np.mean(_entropy(part)))
         for part in np.array_split(p, splits)
     ]
     return float(np.mean(scores)), float(np.std(scores))
+
+
+def _probabilities(log_probabilities) -> np.ndarray:
+    """p(y|x): (N, K) float64 on the host."""
+    p = np.exp(to_host(log_probabilities).astype(np.float64))
+    if p.ndim != 2 or not len(p):
+        raise ValueError(f"log-probabilities must be (N, K) with N ≥ 1, got shape {p.shape}")
+    if not np.all(np.abs(p.sum(axis=1) - 1.0) < 1e-3):
+        raise ValueError("each row must hold the logarithms of probabilities; take log_softmax")
+    return p
 
 
 def _entropy(p):

@@ -144,17 +144,17 @@ class Gan(Module):
     Args:
         generator: net z -> x.
         discriminator: net x -> (N,).
-        params: the vector of the discriminator's parameters.
+        discriminator_params: the vector of the discriminator's parameters.
         losses: one of the losses above.
 
     Raises:
         ValueError: the discriminator has a layer that reads data, and so keeps G's gradient back.
     """
 
-    def __init__(self, generator, discriminator, params: FlatParameters, losses):
+    def __init__(self, generator, discriminator, discriminator_params: FlatParameters, losses):
         _require_input_gradient(discriminator)
         self.generator, self.discriminator = generator, discriminator
-        self.params, self.losses = params, losses
+        self.discriminator_params, self.losses = discriminator_params, losses
 
     def generate(self, z, stream=None):
         """x = G(z), without a gradient: z (N, ...) ~ p(z) -> (N, ...).
@@ -213,7 +213,7 @@ class Gan(Module):
         term, losses_pullback = self.losses.generator(score)
 
         def pullback(d):
-            with self.params.frozen():
+            with self.discriminator_params.frozen():
                 d_fake = discriminator_pullback(losses_pullback(d))
             generator_pullback(d_fake)
 
@@ -232,9 +232,9 @@ class Gan(Module):
 def gradient_penalty(critic, params: FlatParameters, x, fake, u):
     """(‖∇a(x̂)‖ - 1)² at x̂ = u x + (1 - u) x̃, with the norm over all axes of an example.
 
-    Along a direction v that is held fixed, ⟨v, ∇a(x̂)⟩ is a's tangent at x̂. So the critic's
-    pushforward along v = 2 (‖∇a‖ - 1) ∇a/‖∇a‖ has the penalty's gradient for its own pullback.
-    Where ∇a = 0 the norm has no derivative, and v = 0 is taken.
+    Along a direction v that is held fixed, ⟨v, ∇a(x̂)⟩ is a's tangent at x̂. So the pullback of the
+    tangent along v = 2 (‖∇a‖ - 1) ∇a/‖∇a‖ is the penalty's. Where ∇a = 0 the norm has no
+    derivative, and v = 0 is taken.
 
     Args:
         critic: net with a `pushforward`, which treats each example by itself.
@@ -263,12 +263,11 @@ def gradient_penalty(critic, params: FlatParameters, x, fake, u):
     with params.frozen():
         slope = critic_pullback(ones(score.shape, like=score))
     norm = namespace(slope).sqrt(example_sum(slope * slope))
+    v = slope * per_example(2.0 * (norm - 1.0) / namespace(norm).maximum(norm, TINY), slope)
+    _, tangent_pullback = critic.pushforward(between, v)
 
     def pullback(d):
-        size = namespace(norm).maximum(norm, TINY)
-        v = slope * per_example(2.0 * d * (norm - 1.0) / size, slope)
-        (_, tangent), tangent_pullback = critic.pushforward(between, v)
-        tangent_pullback(zeros(score.shape, like=score), ones(tangent.shape, like=tangent))
+        tangent_pullback(zeros(score.shape, like=score), d)
 
     return (norm - 1.0) ** 2, pullback
 

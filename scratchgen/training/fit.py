@@ -26,7 +26,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
 from scratchgen.training.batch import NotFinite, batch_means, broken
 from scratchgen.training.opponent import Opponent
-from scratchgen.training.optim import Ema, Optimiser
+from scratchgen.training.optim import Ema, Optimiser, global_norm
 from scratchgen.training.progress import interrupts, progress
 
 SAVE_EVERY_SECONDS = 60.0
@@ -96,7 +96,8 @@ class Fit:
         guard: sees every gradient, such as `kl_control.SpikeGuard`. A step that it refuses is done
             and logged like any other, but parameters, optimiser and average stay as they were.
         opponent: learns before each step, such as the discriminator of a GAN; its terms are logged
-            beside the run's own, which have other names, and control sees both.
+            beside the run's own, which have other names, and control sees both; so are the norms of
+            both sides' gradients, for one that vanishes is how such a game goes wrong.
     """
 
     def __init__(
@@ -150,6 +151,8 @@ class Fit:
             if not theirs.keys().isdisjoint(means):
                 names = f"{list(means)} and {list(theirs)}"
                 raise ValueError(f"the run's terms and its opponent's share a name, got {names}")
+        if self.opponent:
+            means["gradient_norm"] = global_norm(self.params)
         means |= theirs
         if self.guard is None or self.guard.admits(self.params):
             self.optimiser.step(self.workers)
@@ -235,6 +238,12 @@ class Fit:
         """The name of a parameter or buffer that is not finite, or None."""
         theirs = self.opponent.broken() if self.opponent else None
         return broken(self.params) or (f"the opponent's {theirs}" if theirs else None)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The logged rows: term -> mean over an interval, and the step it ended at."""
+        columns = self.history.values()
+        return [dict(zip(self.history, row, strict=True)) for row in zip(*columns, strict=True)]
 
     @property
     def last_row(self) -> dict[str, float]:

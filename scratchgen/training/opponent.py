@@ -73,8 +73,8 @@ class Opponent:
             workers: who evaluates the rows.
 
         Returns:
-            Term -> mean over the k batches, and "gradient_norm" of the last, which may not be
-            finite even if the terms are.
+            Term -> mean over the k batches, and "opponent_gradient_norm" of the last, which
+            may not be finite even if the terms are.
 
         Raises:
             NotFinite: a term was not finite. The updates before it stand, unless `Fit` asked.
@@ -98,7 +98,8 @@ class Opponent:
                 self.after()
             for name, mean in means.items():
                 sums[name] = sums.get(name, 0.0) + mean
-        return {**{name: total / self.count for name, total in sums.items()}, "gradient_norm": norm}
+        means = {name: total / self.count for name, total in sums.items()}
+        return means | {"opponent_gradient_norm": norm}
 
     def broken(self) -> str | None:
         """The name of a parameter or buffer that is not finite, or None."""

@@ -157,7 +157,7 @@ def test_a_game_is_measured_on_2500_samples(tiny_games, experiment, published):
         want = {
             f"modes_covered_of_{seen['modes']}": seen["covered"],
             "share_of_high_quality_samples": seen["high_quality"],
-            "spread_around_a_mode_over_the_data's": seen["spread"],
+            "spread_around_a_mode_over_the_data's": seen["relative_spread"],
         }
     assert found == want
     assert len(set(want.values())) == len(want), "measures that agree cannot be told apart"
@@ -276,7 +276,7 @@ def test_the_second_result_of_the_families_is_on_the_other_split(monkeypatch):
 def test_both_sides_of_a_gan_are_counted(small_families):
     gan = small_families(0, "digits")["GAN"]
     values = families.measure(gan, families.judge_for(gan), gan.part("test")).values
-    sides = gan.params.theta.size + gan.gan.params.theta.size
+    sides = gan.params.theta.size + gan.gan.discriminator_params.theta.size
     assert values["parameters"] == sides
 
 

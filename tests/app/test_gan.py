@@ -14,14 +14,17 @@ from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig, ClassifierRecipe
 from scratchgen.app.recipes.data import PLANAR, density, modes
 from scratchgen.app.recipes.gan import LOSSES, PENALISED, ROW, WGAN, GanConfig, GanSampling
+from scratchgen.app.recipes.gan_report import lines as report_lines
 from scratchgen.app.recipes.gan_report import shown
 from scratchgen.app.sampling import sampling_options
 from scratchgen.app.workers import Sharing, crew
 from scratchgen.core.module import Parameter
 from scratchgen.core.streams import Stream
+from scratchgen.layers.activations import leaky_relu, relu
 from scratchgen.layers.affine import Scale
 from scratchgen.layers.combinators import Sequential
 from scratchgen.layers.normalisation import BatchNorm
+from scratchgen.metrics.coverage import mode_coverage
 from scratchgen.models.gan import (
     KlDivergence,
     LeastSquares,
@@ -32,7 +35,7 @@ from scratchgen.models.gan import (
 from scratchgen.training.fit import NotFinite
 from scratchgen.training.optim import Adam, RmsProp
 
-from support import Halves
+from support import NUMPY, Halves
 
 SMALL = {"width": 8, "batch_size": 8, "steps": 3, "dtype": "float64"}
 POINTS, CONV, MLP = {"data": "ring8"}, {}, {"net": "mlp"}
@@ -163,7 +166,7 @@ def test_both_sides_learn(loss, game):
     recipe = made(loss=loss, discriminator_steps=2, **game)
     ours, theirs = copies(recipe.params), copies(recipe.opponent.params)
     recipe.fit.until(2, quiet=True)
-    names = ["step", "generator", "real", "fake", "gradient_norm"]
+    names = ["step", "generator", "real", "fake", "gradient_norm", "opponent_gradient_norm"]
     assert sorted(recipe.fit.history) == sorted(names + ["penalty"] * (loss == PENALISED))
     for name, p in recipe.params.table.items():
         assert np.any(p.read().value != ours[name]), name
@@ -244,6 +247,12 @@ def test_published_settings_are_the_defaults():
     assert (penalised.penalty, penalised.discriminator_steps) == (10.0, 5)
     points = GanConfig(data="grid25", loss=PENALISED)
     assert (points.penalty, points.discriminator_steps, points.steps) == (0.1, 2, 10000)
+    rates = [GanConfig().learning_rate, penalised.learning_rate, points.learning_rate]
+    assert rates == [2e-4, 2e-4, 2e-3]
+    assert GanConfig(data="ring8").learning_rate == 1e-3
+    recipe = made(**POINTS)
+    sides = (recipe.model.layers[1::2], recipe.gan.discriminator.layers[1:-1:2])
+    assert [set(layers) for layers in sides] == [{relu}, {leaky_relu}]
     assert GanConfig().discriminator_steps == 1
     adam = made(loss=PENALISED, **POINTS).fit.optimiser
     assert (adam.beta1, adam.beta2) == (0.5, 0.9)
@@ -417,9 +426,10 @@ def test_a_stopped_run_resumed_is_the_unbroken_run(runs):
     assert opponent == {"theta", "optimiser", *(["buffers"] if clipped else [])}
     assert (whole / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes()
     header = (whole / "metrics.csv").read_text("utf-8").splitlines()[0].split(",")
-    terms = {"step", "generator_cost", "discriminator_gradient_norm"}
+    terms = {"step", "generator_cost", "discriminator_gradient_norm", "generator_gradient_norm"}
     terms |= {"discriminator_cost_of_data", "discriminator_cost_of_fakes"}
-    assert set(header) == terms | (set() if clipped else {"penalty"})
+    terms |= {"critic_of_data_less_of_fakes"}
+    assert set(header) == terms | (set() if clipped else {"gradient_penalty"})
 
 
 def quick_judge(recipe):
@@ -584,11 +594,38 @@ def test_modes_that_samples_show_are_counted(data, count):
         json.dumps(result, allow_nan=False)
         assert (result["samples"], result["covered"], result["modes"]) == (1000, covered, count)
         assert result["high_quality"] == pytest.approx(good, abs=0.03)
-        assert result["spread"] == pytest.approx(0.0, abs=1e-5)
+        assert result["relative_spread"] == pytest.approx(0.0, abs=1e-5)
         lines = recipe.report(result)
         assert f"modes covered: {covered} of {count}" in lines
         assert ("leaves them out" in warned(lines)) == (0 < covered < count)
         assert ("no mode is covered" in warned(lines)) == (covered == 0)
+
+
+def test_the_samples_that_are_measured_are_those_of_the_sampler():
+    recipe = made(**POINTS)
+    x = recipe.sample(200, 0, GanSampling()).x
+    means, spread = x[:8], 0.2 * float(x.std())  # an untrained generator is near no mode of data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "modes", lambda name: (means, spread))
+        found = recipe.evaluate(some(recipe), draws=200)
+    assert found == {"samples": 200} | mode_coverage(x, means, spread)._asdict()
+    assert found["relative_spread"] > 0.0
+
+
+def test_samples_of_low_quality_and_modes_that_are_points_are_warned_of():
+    recipe, law = made(**POINTS), density("ring8")
+    middle = 0.0 * law.means
+    wide = law.sample(2048, Stream(0, NUMPY).at("x"))
+    for points, low, alike in (
+        (wide, False, False),
+        (law.means, False, True),
+        (np.concatenate([wide[:1000], np.repeat(middle, 150, axis=0)]), True, False),
+        (middle, False, False),  # no mode at all is another warning
+    ):
+        of_constants(recipe, points)
+        said = warned(recipe.report(recipe.evaluate(some(recipe), draws=2048)))
+        assert ("lie between modes" in said) == low
+        assert ("too much alike" in said) == alike
 
 
 @pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
@@ -605,7 +642,7 @@ def test_the_data_themselves_cover_their_modes():
     result = recipe.evaluate(some(recipe), draws=2048)
     assert result["covered"] == 8
     assert result["high_quality"] == pytest.approx(0.989, abs=0.015)
-    assert result["spread"] == pytest.approx(0.974, abs=0.03)
+    assert result["relative_spread"] == pytest.approx(0.974, abs=0.03)
     assert not warned(recipe.report(result))
     assert f"{100 * result['high_quality']:.1f} % (of data 98.9 %)" in "\n".join(
         recipe.report(result)
@@ -636,7 +673,7 @@ def test_other_points_have_no_modes_to_count(data):
     result = recipe.evaluate(some(recipe), draws=30)
     assert result == {"samples": 30}
     lines = recipe.report(result)
-    assert "30 samples" in lines
+    assert "30 samples of seed 0" in lines
     assert "no modes or classes to count; --samples N" in "\n".join(lines)
 
 
@@ -659,7 +696,8 @@ class Judge:
         self.known = {image.tobytes(): label for image, label in pairs}
 
     def evaluate(self, part, draws):
-        """As a classifier's."""
+        """As a classifier's, on the part that it was asked about."""
+        self.asked = part
         return {"accuracy": 0.875}
 
     def opinions(self, images):
@@ -684,14 +722,16 @@ def judged(monkeypatch):
     """A recipe on the digits, and a part that its judge knows."""
     recipe = made(**MLP)
     part = some(recipe, 100)
-    monkeypatch.setattr(gan, "judge_for", lambda recipe: Judge(part))
-    return recipe, part
+    judge = Judge(part)
+    monkeypatch.setattr(gan, "judge_for", lambda recipe: judge)
+    return recipe, part, judge
 
 
 def test_classes_that_samples_show_are_counted(judged, capsys):
-    recipe, part = judged
+    recipe, part, judge = judged
     of_constants(recipe, greys(*range(10)))
     result = recipe.evaluate(part, draws=640)
+    assert judge.asked is part
     assert "training a small classifier" in capsys.readouterr().err
     json.dumps(result, allow_nan=False)
     assert result["classifier_accuracy"] == 0.875
@@ -708,7 +748,7 @@ def test_classes_that_samples_show_are_counted(judged, capsys):
 
 
 def test_classes_that_are_missing_are_named(judged):
-    recipe, part = judged
+    recipe, part, _ = judged
     of_constants(recipe, greys(0, 1, 2, 4, 5, 6, 8, 9))
     result = recipe.evaluate(part, draws=320)
     said = warned(recipe.report(result))
@@ -731,6 +771,19 @@ def test_a_class_is_shown_by_a_tenth_of_its_share():
     assert shown(0.0, 0.0)
 
 
+def test_of_many_classes_a_few_are_named():
+    result = {"samples": 10**6, "classifier_accuracy": 0.5}
+    real, drawn = np.full(100, 0.01), np.full(100, 0.01)
+    drawn[20:50] = 0.0
+    for name, shares in (("samples", drawn), ("data", real)):
+        result |= {f"class_shares_of_{name}": shares.tolist(), f"confidence_on_{name}": 0.5}
+    said = report_lines(result)
+    assert "100 classes with shares from 0.000 to 0.010" in "\n".join(said)
+    named = ", ".join(map(str, range(20, 32)))
+    assert f"too few samples of classes {named} and 18 more;" in warned(said)
+    assert max(map(len, said)) < 150
+
+
 # What is said and drawn.
 
 
@@ -739,6 +792,8 @@ def test_a_class_is_shown_by_a_tenth_of_its_share():
     [
         ("non-saturating", [0.7, 0.01], [0.7, 0.02], True),
         ("non-saturating", [0.01, 0.5], [0.01, 0.02], False),
+        ("non-saturating", [0.025], [0.024], True),
+        ("non-saturating", [0.025], [0.026], False),
         ("lsgan", [0.001], [0.001], True),
         (WGAN, [-3.0], [-4.0], False),
         (PENALISED, [-3.0], [-4.0], False),
@@ -757,15 +812,20 @@ def test_a_discriminator_that_has_won_is_said(loss, real, fake, won):
 
 
 def test_progress_names_both_sides():
-    recipe = made(**POINTS)
-    row = {"step": 4, "generator": 0.5, "real": 0.25, "fake": 0.5, "gradient_norm": 2.0}
-    assert recipe.describe(row) == "discriminator 0.750, generator 0.500"
-    assert recipe.columns(row) == {
+    row = {"step": 4, "generator": 0.5, "gradient_norm": 3.0, "real": 0.25, "fake": 0.5}
+    row["opponent_gradient_norm"] = 2.0
+    named = {
         "generator_cost": 0.5,
+        "generator_gradient_norm": 3.0,
         "discriminator_cost_of_data": 0.25,
         "discriminator_cost_of_fakes": 0.5,
         "discriminator_gradient_norm": 2.0,
     }
+    recipe = made(**POINTS)
+    assert recipe.describe(row) == "discriminator 0.750, generator 0.500"
+    assert recipe.columns(row) == named
+    critic = {"gradient_penalty": 0.1, "critic_of_data_less_of_fakes": -0.75}
+    assert made(loss=PENALISED, **POINTS).columns(row | {"penalty": 0.1}) == named | critic
 
 
 @every_loss
@@ -777,18 +837,18 @@ def test_the_course_shows_every_term_and_no_panel_is_empty(loss, tmp_path, monke
     monkeypatch.setattr(gan_plots, "save", lambda *given: figures.append(given[0]) or save(*given))
     recipe.training_figures(tmp_path)
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["loss.png"]
-    above, below = figures[0].axes
-    named = {line.get_label(): line for line in above.lines if line.get_label()[0] != "_"}
-    history = recipe.fit.history
-    assert set(named) == set(history) - {"step", "gradient_norm"}
-    assert len({line.get_color() for line in named.values()}) == len(named)
-    for name, line in named.items():
-        np.testing.assert_array_equal(line.get_xydata().T, [history["step"], history[name]])
-    (norm,) = below.lines
-    np.testing.assert_array_equal(norm.get_ydata(), history["gradient_norm"])
+    shown, history = {}, recipe.fit.history
+    for axes in figures[0].axes:
+        named = {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+        assert len({line.get_color() for line in named.values()}) == len(named) > 1
+        shown |= named
+    rows = [recipe.columns(row) for row in recipe.fit.rows]
+    assert set(shown) == {name.replace("_", " ") for name in rows[0]}
+    for name in rows[0]:
+        want = [history["step"], [row[name] for row in rows]]
+        np.testing.assert_array_equal(shown[name.replace("_", " ")].get_xydata().T, want)
 
 
 def test_a_gradient_that_has_vanished_can_be_drawn(tmp_path):
-    history = {"step": [1, 2], "generator": [9.0, 9.0], "gradient_norm": [0.0, 0.0]}
-    gan_plots.course(tmp_path / "loss.png", history)
+    gan_plots.course(tmp_path / "loss.png", [1, 2], {"cost": [9.0, 9.0], "its_norm": [0.0, 0.0]})
     assert (tmp_path / "loss.png").stat().st_size > 0

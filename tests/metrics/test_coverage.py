@@ -13,11 +13,11 @@ from scratchgen.core.streams import Stream
 from scratchgen.maths.planar import eight_gaussians, grid
 from scratchgen.metrics.coverage import (
     Modes,
+    class_opinions,
     class_score,
     coverage,
     coverages,
     mode_coverage,
-    mode_spread,
 )
 from scratchgen.testing.monte_carlo import assert_mean, default_resolution
 from scratchgen.testing.strategies import seeds
@@ -169,8 +169,8 @@ def at_modes(*counts) -> np.ndarray:
     ],
 )
 def test_a_mode_is_covered_from_a_tenth_of_its_fair_share_on(counts, covered):
-    found = mode_coverage(at_modes(*counts), CORNERS, spread=0.5)
-    assert found == Modes(covered, 4, sum(counts) / 80)
+    found = mode_coverage(at_modes(*counts), CORNERS, deviation=0.5)
+    assert found[:3] == (covered, 4, sum(counts) / 80)
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
@@ -190,7 +190,7 @@ def test_a_point_is_good_up_to_the_radius_in_any_direction(seed, spread, radius,
     mean = normals(seed + 1, 1, dims)
     for size, good in ((1.0 - 1e-9, 1.0), (1.0 + 1e-9, 0.0)):
         found = mode_coverage(mean + size * step, mean, spread, radius)
-        assert found == Modes(int(good), 1, good)
+        assert found[:3] == (int(good), 1, good)
 
 
 def column(*values) -> np.ndarray:
@@ -200,7 +200,7 @@ def column(*values) -> np.ndarray:
 
 def test_the_radius_is_three_standard_deviations_unless_told():
     points, mode = column(3.0, 3.0 + 1e-12), column(0.0)
-    assert mode_coverage(points, mode, 1.0) == Modes(1, 1, 0.5)
+    assert mode_coverage(points, mode, 1.0)[:3] == (1, 1, 0.5)
     assert mode_coverage(points, mode, 1.0, radius=4.0).high_quality == 1.0
     assert mode_coverage(2.0 * points, mode, 2.0).high_quality == 0.5
 
@@ -208,10 +208,10 @@ def test_the_radius_is_three_standard_deviations_unless_told():
 def test_a_point_between_modes_counts_once_for_the_first():
     between = column(*30 * [1.0])
     for means in (column(0.0, 2.0, 50.0), column(2.0, 0.0, 50.0), column(50.0, 0.0, 2.0)):
-        assert mode_coverage(between, means, 1.0) == Modes(1, 3, 1.0)
+        assert mode_coverage(between, means, 1.0) == Modes(1, 3, 1.0, 0.0)
     for nearer, covered in ((1, 1), (3, 2)):  # of 30 points, where a tenth of a share is 1.5
         between[-nearer:] = 1.0 + 1e-9
-        assert mode_coverage(between, column(0.0, 2.0), 1.0) == Modes(covered, 2, 1.0)
+        assert mode_coverage(between, column(0.0, 2.0), 1.0)[:3] == (covered, 2, 1.0)
 
 
 @given(seeds(), st.integers(1, 3), st.integers(1, 6), st.floats(0.1, 10.0))
@@ -220,10 +220,14 @@ def test_order_rotation_shift_and_scale_leave_modes_as_they_are(seed, dims, mode
     found = mode_coverage(points, means, 0.4)
     stream = Stream(seed, NUMPY)
     rows, places = stream.at("rows").permutation(60), stream.at("places").permutation(modes)
-    assert mode_coverage(points[rows], means[places], 0.4) == found
     axes, c = np.linalg.qr(normals(seed + 2, dims, dims))[0], normals(seed + 3, dims)
     moved = (scale * (x @ axes + c) for x in (points, means))
-    assert mode_coverage(*moved, 0.4 * scale) == found
+    for same in (
+        mode_coverage(points[rows], means[places], 0.4),
+        mode_coverage(*moved, 0.4 * scale),
+    ):
+        assert same[:3] == found[:3]
+        assert same.relative_spread == pytest.approx(found.relative_spread, rel=1e-9, abs=1e-12)
     assert mode_coverage(points.astype(np.float32), means, 0.4).modes == modes
 
 
@@ -257,10 +261,11 @@ def test_the_spread_is_the_scale_of_steps_from_a_common_centre(seed, dims, sprea
     step = np.tile(np.concatenate([step, -step]), (3, 1))
     points = np.repeat(means + off * spread, 40, axis=0) + spread * scale * step
     near = pytest.approx(scale, rel=1e-9, abs=1e-9)
-    assert mode_spread(points, means, spread) == near
+    assert mode_coverage(points, means, spread).relative_spread == near
     far = np.full((7, dims), -50.0)
-    assert mode_spread(np.concatenate([points, far]), means, spread) == near
-    assert mode_spread(far, means, spread) == 0.0
+    with_far = np.concatenate([points, far])
+    assert mode_coverage(with_far, means, spread).relative_spread == near
+    assert mode_coverage(far, means, spread).relative_spread == 0.0
 
 
 @share_of_the_examples(5)
@@ -278,21 +283,32 @@ def test_the_spread_of_normals_in_the_plane_lacks_their_tail(seed, radius):
     x = Stream(seed, NUMPY).at("x", 0).normal((1000, 2))
     inside = x[np.hypot(*x.T) <= radius]
     squared = want + excess(1000, 0).sum() / len(inside) - 0.5 * np.square(inside.mean(0)).sum()
-    assert mode_spread(x, np.zeros((1, 2)), 1.0, radius) == pytest.approx(sqrt(squared))
+    found = mode_coverage(x, np.zeros((1, 2)), 1.0, radius)
+    assert found.relative_spread == pytest.approx(sqrt(squared))
 
 
 def test_what_modes_cannot_be_counted_of_is_refused():
     x = normals(0, 4, 2)
-    for measure in (mode_coverage, mode_spread):
-        for points, means in ((x, x[0]), (x[0], x), (x, x[:, :1]), (x[:0], x), (x, x[:0])):
-            with pytest.raises(ValueError, match="need points .N, D. and means .K, D., got"):
-                measure(points, means, 1.0)
-        for spread, radius in ((0.0, 3.0), (-1.0, 3.0), (1.0, 0.0), (float("nan"), 3.0)):
-            with pytest.raises(ValueError, match="spread and radius must be positive"):
-                measure(x, x, spread, radius)
+    for points, means in ((x, x[0]), (x[0], x), (x, x[:, :1]), (x[:0], x), (x, x[:0])):
+        with pytest.raises(ValueError, match="need points .N, D. and means .K, D., got"):
+            mode_coverage(points, means, 1.0)
+    for deviation, radius in ((0.0, 3.0), (-1.0, 3.0), (1.0, 0.0), (float("nan"), 3.0)):
+        with pytest.raises(ValueError, match="deviation and radius must be positive"):
+            mode_coverage(x, x, deviation, radius)
 
 
-# class score
+# what a classifier says
+
+
+@given(seeds(), st.integers(1, 20), st.integers(1, 6), st.floats(0.0, 20.0))
+def test_opinions_are_counted_image_by_image(seed, n, classes, sharpness):
+    log_p = log_softmax(sharpness * normals(seed, n, classes))
+    found = class_opinions(log_p)
+    largest = [max(row) for row in np.exp(log_p).tolist()]
+    assert found.confidence == pytest.approx(sum(largest) / n, rel=1e-12)
+    likeliest = [row.index(max(row)) for row in log_p.tolist()]
+    np.testing.assert_array_equal(found.shares, [likeliest.count(k) / n for k in range(classes)])
+    assert 1.0 / classes - 1e-12 <= found.confidence <= 1.0 + 1e-12
 
 
 def log_softmax(logits):
@@ -355,7 +371,7 @@ def test_ten_parts_unless_told_otherwise():
 def test_the_class_score_takes_log_probabilities():
     log_p = log_softmax(normals(0, 12, 3))
     for splits in (0, 13):
-        with pytest.raises(ValueError, match=f"N ≥ splits ≥ 1, got shape .12, 3. and {splits}"):
+        with pytest.raises(ValueError, match=f"N ≥ splits ≥ 1, got 12 samples and {splits}"):
             class_score(log_p, splits)
     with pytest.raises(ValueError, match="must be .N, K."):
         class_score(log_p[0], 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchgen.core.arrays import per_example
+from scratchgen.core.arrays import example_sum, per_example
 from scratchgen.core.module import StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import leaky_relu, silu, tanh
@@ -327,10 +327,10 @@ def test_a_limit_is_positive(limit):
 
 @pytest.mark.equation("GAN-12")
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 2), (4, 4, 2)])
-@given(seed=seeds(), n=sizes(4))
-def test_of_a_linear_critic_the_penalty_is_known(shape, seed, n):
+@given(seed=seeds(), n=sizes(4), scale=st.sampled_from([1.0, 1e-3, 1e-6]))
+def test_of_a_linear_critic_the_penalty_is_known(shape, seed, n, scale):
     """(‖w‖ - 1)² for each example, wherever it lies; its gradient is 2 (‖w‖ - 1) w/‖w‖."""
-    w = normals(seed, int(np.prod(shape)))
+    w = scale * normals(seed, int(np.prod(shape)))
     critic, params = linear_critic(shape, w)
     x, fake = normals(seed + 1, n, *shape), normals(seed + 2, n, *shape)
     u = Stream(seed, NUMPY).uniform((n,))
@@ -344,6 +344,20 @@ def test_of_a_linear_critic_the_penalty_is_known(shape, seed, n):
     np.testing.assert_allclose(params.grad, want, rtol=1e-10, atol=1e-12)
 
 
+class HalfSquare:
+    """a(x) = ½ ‖x‖², without parameters."""
+
+    def __call__(self, x):
+        return 0.5 * example_sum(x * x), lambda d: per_example(d, x) * x
+
+    def pushforward(self, x, v):
+        def pullback(d, d_tangent):
+            d_v = per_example(d_tangent, x) * x
+            return per_example(d, x) * x + per_example(d_tangent, v) * v, d_v
+
+        return (0.5 * example_sum(x * x), example_sum(x * v)), pullback
+
+
 @pytest.mark.equation("GAN-12")
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 1)])
 @given(seed=seeds(), n=sizes(4))
@@ -351,11 +365,7 @@ def test_the_slope_is_taken_between_each_datum_and_its_fake(shape, seed, n):
     """Of a(x) = ½ ‖x‖² the slope is x itself."""
     x, fake = normals(seed, n, *shape), normals(seed + 1, n, *shape)
     u = Stream(seed, NUMPY).uniform((n,))
-
-    def critic(x):
-        return 0.5 * np.sum(x.reshape(len(x), -1) ** 2, axis=1), lambda d: per_example(d, x) * x
-
-    penalty, _ = gan.gradient_penalty(critic, bound(Linear(1, 1)), x, fake, u)
+    penalty, _ = gan.gradient_penalty(HalfSquare(), bound(Linear(1, 1)), x, fake, u)
     lengths = [np.linalg.norm(u[i] * x[i] + (1.0 - u[i]) * fake[i]) for i in range(n)]
     np.testing.assert_allclose(penalty, (np.asarray(lengths) - 1.0) ** 2, rtol=1e-12, atol=1e-15)
 
@@ -421,6 +431,16 @@ def test_the_penalty_adds_to_the_critic_s_gradient_and_to_no_other():
     np.testing.assert_allclose(both, gradient("loss") + gradient("penalty"), atol=1e-14)
     assert np.any(gradient("penalty"))
     assert not np.any(g_params.grad)
+
+
+@pytest.mark.equation("GAN-12")
+def test_the_penalty_s_pullback_belongs_to_the_parameters_it_was_taken_at():
+    game, _, params = small_game(Wasserstein())
+    x = normals(0, 2, 3)
+    _, pullback = gan.gradient_penalty(game.discriminator, params, x, -x, np.full(2, 0.3))
+    params.theta = 1.1 * params.theta
+    with pytest.raises(StalePullback):
+        pullback(np.ones(2))
 
 
 @pytest.mark.parametrize("layer", [BatchNorm(3), Dropout(0.1)], ids=["batch norm", "dropout"])

@@ -159,7 +159,8 @@ def test_it_is_the_loop_written_out(count):
     """k steps of the opponent, each on a batch of its own and followed by what comes after."""
     game, plain = Game(count=count), Game(count=count)
     game.fit.until(6, quiet=True)
-    logged = {"real": [], "fake": [], "fooled": [], "gradient_norm": []}
+    norms = {"gradient_norm": [], "opponent_gradient_norm": []}
+    logged = {"real": [], "fake": [], "fooled": [], **norms}
     whole = slice(0, BATCH)
     for step in range(6):
         for j in range(count):
@@ -170,9 +171,10 @@ def test_it_is_the_loop_written_out(count):
             plain.after()
             for name, term in terms.items():
                 logged[name].append(np.mean(term))
-        logged["gradient_norm"].append(norm)
+        logged["opponent_gradient_norm"].append(norm)
         with tracking():
             terms = plain.g_loss(step, whole)
+        logged["gradient_norm"].append(np.linalg.norm(plain.g_params.grad))
         plain.fit.optimiser.step()
         plain.fit.ema.step()
         logged["fooled"].append(np.mean(terms["fooled"]))
@@ -184,7 +186,8 @@ def test_it_is_the_loop_written_out(count):
     np.testing.assert_array_equal(game.g_params.theta, plain.g_params.theta)
     np.testing.assert_array_equal(game.d_params.theta, plain.d_params.theta)
     np.testing.assert_array_equal(game.opponent.optimiser.v, plain.opponent.optimiser.v)
-    assert list(game.fit.history) == ["step", "fooled", "real", "fake", "gradient_norm"]
+    ours, theirs = ["step", "fooled", "gradient_norm"], ["real", "fake", "opponent_gradient_norm"]
+    assert list(game.fit.history) == ours + theirs
     for name, values in logged.items():
         intervals = np.reshape(values, (2, -1)).mean(axis=1)
         np.testing.assert_allclose(game.fit.history[name], intervals, rtol=1e-12, err_msg=name)
@@ -254,7 +257,7 @@ def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run(value):
         return terms
 
     game.opponent.loss = poisoned
-    message = f"step 6: the opponent's term 'gradient_norm' is {value}"
+    message = f"step 6: the opponent's term 'opponent_gradient_norm' is {value}"
     with np.errstate(invalid="ignore"), pytest.raises(NotFinite, match=message):
         game.fit.until(10, quiet=True)
     healthy.fit.until(5, quiet=True)
@@ -391,7 +394,7 @@ class Witness:
 def test_the_control_sees_the_terms_of_both_sides():
     game = Game(control=Witness())
     game.fit.until(3, quiet=True)
-    for name in ("fooled", "real", "fake", "gradient_norm"):
+    for name in ("fooled", "gradient_norm", "real", "fake", "opponent_gradient_norm"):
         seen = [means[name] for means in game.fit.control.seen]
         assert game.fit.history[name] == [pytest.approx(np.mean(seen), rel=1e-12)]
 
@@ -420,7 +423,7 @@ def test_one_step_is_the_rule_unless_told(seed, count):
 
     means = Opponent(layer, params, RmsProp(params), loss, count).advance(3)
     assert calls == [(3, 0, slice(0, count))]
-    assert set(means) == {"square", "gradient_norm"}
+    assert set(means) == {"square", "opponent_gradient_norm"}
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(0, 1), (4, 0), (-1, 1), (4, -1)])

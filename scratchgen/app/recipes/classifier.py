@@ -1,6 +1,7 @@
 """`train classifier`: a small convolutional net whose features and opinions judge samples."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -151,15 +152,19 @@ def can_be_judged(recipe: Recipe) -> bool:
 
 
 def judge_for(recipe: Recipe) -> ClassifierRecipe | None:
-    """The small classifier of a run's own data, trained here and now with seed 0.
+    """The small classifier of a run's own data, trained with seed 0 when it is first asked for.
 
     Returns:
         The judge, or None where the data have no classes to tell apart.
     """
     if not can_be_judged(recipe):
         return None
-    shared = {name: getattr(recipe.config, name) for name in MEASURED}
-    judge = ClassifierRecipe(ClassifierConfig(**shared))
-    judge.fit.until(judge.config.steps, quiet=True)
+    return _trained(ClassifierConfig(**{name: getattr(recipe.config, name) for name in MEASURED}))
+
+
+@cache
+def _trained(config: ClassifierConfig) -> ClassifierRecipe:
+    judge = ClassifierRecipe(config)
+    judge.fit.until(config.steps, quiet=True)
     judge.params.theta = judge.ema.average
     return judge

@@ -3,6 +3,8 @@
 from math import ceil
 
 ENOUGH = 10  # expected samples of a mode or class, below which one may be missing by chance
+POOR = 0.5  # a share of samples near modes, or a spread, that is far from the data's
+LISTED = 12  # classes that are still named one by one
 
 
 def lines(result: dict) -> list[str]:
@@ -13,7 +15,7 @@ def lines(result: dict) -> list[str]:
         found = _of_classes(result)
     else:
         found = ["there are no modes or classes to count; --samples N adds distances from data"]
-    return [f"{result['samples']} samples", *found]
+    return [f"{result['samples']} samples of seed 0", *found]
 
 
 def shown(drawn: float, real: float) -> bool:
@@ -22,7 +24,7 @@ def shown(drawn: float, real: float) -> bool:
 
 
 def _of_modes(result: dict) -> list[str]:
-    covered, known, spread = result["covered"], result["modes"], result["spread"]
+    covered, known, spread = result["covered"], result["modes"], result["relative_spread"]
     good = 100.0 * result["high_quality"]
     found = [
         f"modes covered: {covered} of {known}",
@@ -34,6 +36,10 @@ def _of_modes(result: dict) -> list[str]:
         found.append("warning: no mode is covered; the generator has not learned the data")
     elif covered < known:
         found.append(_warning("modes are missing", result["samples"], 1.0 / known))
+    if covered and result["high_quality"] < POOR:
+        found.append("warning: many samples lie between modes; train for more --steps")
+    if covered and spread < POOR:
+        found.append("warning: the samples of a mode are too much alike; the data's are not")
     return found
 
 
@@ -41,13 +47,21 @@ def _of_classes(result: dict) -> list[str]:
     drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
     found = [f"a classifier, right on {100.0 * result['classifier_accuracy']:.1f} % of data:"]
     for name, shares in (("samples", drawn), ("data", real)):
-        confidence, each = result[f"confidence_on_{name}"], " ".join(f"{s:.2f}" for s in shares)
-        found.append(f"  {name:8} mean confidence {confidence:.3f}, shares of classes {each}")
+        confidence = result[f"confidence_on_{name}"]
+        found.append(f"  {name:8} mean confidence {confidence:.3f}, {_written(shares)}")
     missing = [i for i in range(len(real)) if real[i] > 0.0 and not shown(drawn[i], real[i])]
     if missing:
-        what = f"too few samples of classes {', '.join(map(str, missing))}"
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        what = f"too few samples of classes {', '.join(map(str, missing[:LISTED]))}{more}"
         found.append(_warning(what, result["samples"], min(real[i] for i in missing)))
     return found
+
+
+def _written(shares: list[float]) -> str:
+    """The shares of all classes, or of many the least and the greatest."""
+    if len(shares) > LISTED:
+        return f"{len(shares)} classes with shares from {min(shares):.3f} to {max(shares):.3f}"
+    return f"shares of classes {' '.join(f'{share:.2f}' for share in shares)}"
 
 
 def _warning(what: str, n: int, rarest: float) -> str:
