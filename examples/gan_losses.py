@@ -31,17 +31,22 @@ LOSSES = {
 }
 
 
-def descent(params):
+def curves(loss, a: np.ndarray) -> list[np.ndarray]:
+    """The generator's cost of logits a, its slope in D = sigmoid(a), and its slope in a."""
+    one, (cost, pullback), (_, d_pullback) = np.ones_like(a), loss.generator(a), sigmoid(a)
+    return [cost, pullback(one) / d_pullback(one), pullback(one)]
+
+
+def descend(params: FlatParameters) -> None:
     """θ ← θ - lr g: a small gradient is a small step."""
-
-    def step() -> None:
-        params.theta = params.theta - RATE * params.grad
-        params.grad[...] = 0.0
-
-    return step
+    params.theta = params.theta - RATE * params.grad
+    params.grad[...] = 0.0
 
 
-OPTIMISERS = {"gradient descent": descent, "Adam": lambda p: Adam(p, RATE, beta1=0.5).step}
+OPTIMISERS = {
+    "gradient descent": lambda params: lambda: descend(params),
+    "Adam": lambda params: Adam(params, RATE, beta1=0.5).step,
+}
 
 
 def play(loss, optimiser, steps: int, stream: Stream):
@@ -76,22 +81,17 @@ def main() -> None:
     given = parser.parse_args()
 
     a = np.linspace(-7.0, 7.0, 561)
-    (d, d_pullback), one, curves = sigmoid(a), np.ones_like(a), {}
-    for name, loss in LOSSES.items():
-        cost, pullback = loss.generator(a)
-        curves[name] = [cost, pullback(one) / d_pullback(one), pullback(one)]
-    over_discriminator(given.out / "costs.png", d, curves, "Where D ≈ 0, minimax is flat in a")
-
+    d, drawn = sigmoid(a)[0], {name: curves(loss, a) for name, loss in LOSSES.items()}
+    over_discriminator(given.out / "costs.png", d, drawn, "Where D ≈ 0, minimax is flat in a")
     runs, steps = (1, 5) if given.smoke else (5, 400)
     streams = [Stream(given.seed, backend("numpy", "float64")).at(run) for run in range(runs)]
     games = {column: {} for column in OPTIMISERS}
     print(f"steps of {steps} until the means are within {NEAR:g} standard deviations: median")
-    for column, optimiser in OPTIMISERS.items():
+    for column, made in OPTIMISERS.items():
         for name, loss in LOSSES.items():
-            found = np.stack([play(loss, optimiser, steps, stream) for stream in streams])
+            found = games[column][name] = np.stack([play(loss, made, steps, s) for s in streams])
             near = [np.argmax(m < NEAR) if min(m) < NEAR else np.inf for m in found[..., 0]]
-            print(f"{column:17}{name:24}{np.median(near):5.0f}")
-            games[column][name] = found
+            print(f"{column:17}{name:24}{np.median(near):5.0f}".replace("  inf", f"not in {steps}"))
     approach(given.out / "stall.png", games, f"Data N(0, 1), fakes from {START:g} away")
     print(f"wrote {given.out}/costs.png and stall.png")
 

@@ -3,13 +3,17 @@
 import runpy
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scratchgen.app.recipes import GanRecipe
+from scratchgen.app.recipes import ClassifierRecipe, GanRecipe
 from scratchgen.app.recipes.gan import GanConfig
+from scratchgen.core.module import Parameter
+from scratchgen.models.gan import Gan
+from scratchgen.training.fit import batch_indices
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # make_digits.py needs scikit-learn and rewrites the data set, so it is not run here
@@ -22,7 +26,7 @@ UNITS = {
     "families_digits": "nats per image",
     "forward_densities": "total variation",
     "from_vae_to_diffusion": "nats",
-    "gan_losses": "standard deviations",
+    "gan_losses": "not in 5",
     "hvae_digits": "bits/dim",
     "latent_arithmetic": "of class c",
     "linear_vae": "nats",
@@ -74,6 +78,25 @@ def test_one_bound_from_the_vae_to_diffusion(tmp_path):
     assert long_chain[1] != pytest.approx(diffusion[1], rel=0.1)
 
 
+@pytest.mark.equation("GAN-4")
+@pytest.mark.equation("GAN-5")
+@pytest.mark.equation("GAN-14")
+@pytest.mark.parametrize(
+    ("loss", "cost", "in_d", "in_a"),
+    [
+        ("minimax, log(1 − D)", lambda d: np.log(1 - d), lambda d: -1 / (1 - d), lambda d: -d),
+        ("non-saturating, −log D", lambda d: -np.log(d), lambda d: -1 / d, lambda d: d - 1),
+        ("KL, −a", lambda d: np.log(1 / d - 1), lambda d: -1 / (d * (1 - d)), lambda d: 0 * d - 1),
+    ],
+    ids=["minimax", "non-saturating", "KL"],
+)
+def test_costs_and_slopes_over_what_the_discriminator_says(loss, cost, in_d, in_a):
+    """The curves that are drawn, from a fake that is obvious to one that passes for data."""
+    example, d = runpy.run_path(str(EXAMPLES / "gan_losses.py")), np.linspace(0.001, 0.999, 999)
+    drawn = example["curves"](example["LOSSES"][loss], np.log(d / (1 - d)))
+    np.testing.assert_allclose(drawn, [cost(d), in_d(d), in_a(d)], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.equation("GAN-6")
 def test_the_gan_of_the_example_is_the_one_of_the_command_line():
     """A few rounds: the same weights, average and running statistics, bit for bit."""
@@ -87,3 +110,35 @@ def test_the_gan_of_the_example_is_the_one_of_the_command_line():
     assert ema.params.buffers.keys() == recipe.params.buffers.keys() != set()
     for name, buffer in ema.params.buffers.items():
         np.testing.assert_array_equal(buffer.value, recipe.params.buffers[name].value)
+
+
+@pytest.mark.equation("GAN-12")
+def test_the_penalised_game_of_the_example_is_the_one_of_the_command_line():
+    """A few rounds on the same batches: the same weights of both sides, bit for bit."""
+    recipe = GanRecipe(GanConfig(data="ring8", loss="wgan-gp", steps=3, seed=5))
+    recipe.fit.until(3, quiet=True)
+    x, order = recipe.examples(recipe.fitted), recipe.stream.at("batches")
+    batches = (x[batch_indices(order, len(x), 128, batch)] for batch in count())
+    train = runpy.run_path(str(EXAMPLES / "wgan_gp_ring.py"))["train"]
+    played = dict(train(lambda noise: next(batches), 3, recipe.stream).named(Parameter))
+    want = dict(recipe.gan.named(Parameter))
+    assert played.keys() == want.keys() != set()
+    for name, parameter in played.items():
+        np.testing.assert_array_equal(parameter.read().value, want[name].read().value)
+
+
+@pytest.mark.equation("GAN-9")
+def test_sums_of_latents_are_sums_of_concepts_where_the_generator_is_linear(
+    monkeypatch, tmp_path, capsys
+):
+    """Images are z itself and a class is one of its coordinates: only a - b + c is bold."""
+    monkeypatch.setattr(Gan, "generate", lambda gan, z, stream=None: z.reshape(-1, 8, 8, 1))
+    monkeypatch.setattr(ClassifierRecipe, "opinions", lambda judge, x: x.reshape(-1, 64)[:, :10])
+    monkeypatch.setattr(sys, "argv", ["", "--smoke", "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "latent_arithmetic.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    few, many = ([list(map(float, row.split()[-3:])) for row in lines[i : i + 3]] for i in (1, 5))
+    assert [row.split("  ")[1] for row in lines[5:8]] == ["c", "d - e + c", "a - b + c"]
+    np.testing.assert_allclose(many, [[1, 0, 0], [1, 0, 0], [1, 1, 1]], atol=0.01)
+    assert few[2][2] > 0.5
+    assert max(few[0][2], few[1][2]) < 0.05

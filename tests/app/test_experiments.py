@@ -1,12 +1,14 @@
 """app/experiments: what is trained, what is copied, what is scored."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from math import log
 
 import numpy as np
 import pytest
 
-from scratchgen.app.experiments import bounds, families, training, transfer
+from scratchgen.app.experiments import bounds, diffusion, families, gans, training, transfer
 from scratchgen.app.quality import quality_of
 from scratchgen.app.recipes import (
     ClassifierRecipe,
@@ -16,6 +18,7 @@ from scratchgen.app.recipes import (
     VaeRecipe,
     base,
     ddpm,
+    gan,
 )
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.classifier import ClassifierConfig
@@ -99,6 +102,67 @@ def test_transfer_starts_from_the_encoders_and_scores_the_test_part(tiny):
     assert np.any(fine_tuned != autoencoder.model.encoder.layers[0].weight.read().value)
 
 
+@pytest.fixture
+def tiny_games(monkeypatch):
+    """The experiments on games with small nets and few steps; then G gives a dozen real examples.
+
+    So that each of their measures has a value of its own. The published configurations are kept.
+    """
+    kept = {"published": [], "recipes": []}
+    small = {"width": 16, "batch_size": 8, "steps": 2, "ema": 0.5}
+    judge = ClassifierRecipe(ClassifierConfig(width=8, batch_size=16))
+    judge.fit.until(20, quiet=True)
+
+    def configured(**given):
+        kept["published"].append(GanConfig(**given))
+        return GanConfig(**given | small)
+
+    def keep(recipe):
+        kept["recipes"].append(training.trained(recipe))
+        seen = recipe.examples(recipe.fitted)[:12]
+        recipe.model = lambda z: (seen[np.arange(len(z)) % 12], None)
+        return recipe
+
+    monkeypatch.setattr(gans, "GanConfig", configured)
+    monkeypatch.setattr(gans, "trained", keep)
+    monkeypatch.setattr(gan, "judge_for", lambda recipe: judge)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("experiment", "published"),
+    [
+        (gans.wgan_gp_ring8, {"data": "ring8", "loss": "wgan-gp"}),
+        (gans.wgan_gp_grid25, {"data": "grid25", "loss": "wgan-gp"}),
+        (gans.dcgan_digits, {"data": "digits", "loss": "non-saturating", "steps": 1500}),
+    ],
+    ids=["ring8", "grid25", "digits"],
+)
+def test_a_game_is_measured_on_2500_samples(tiny_games, experiment, published):
+    found = experiment(3)
+    assert tiny_games["published"] == [GanConfig(seed=3, **published)]
+    (recipe,) = tiny_games["recipes"]
+    assert recipe.fit.steps_done == 2
+    np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
+    seen = recipe.evaluate(recipe.part("test"), 2500)
+    if published["data"] == "digits":
+        shares = np.asarray([seen[f"class_shares_of_{name}"] for name in ("samples", "data")])
+        want = {
+            "mean_confidence_on_samples": seen["confidence_on_samples"],
+            "mean_confidence_on_data": seen["confidence_on_data"],
+            "classes_present_of_10": np.sum(shares[0] >= 0.1 * shares[1]),
+            "smallest_share_of_a_class": np.min(shares[0]),
+        }
+    else:
+        want = {
+            f"modes_covered_of_{seen['modes']}": seen["covered"],
+            "share_of_high_quality_samples": seen["high_quality"],
+            "spread_around_a_mode_over_the_data's": seen["relative_spread"],
+        }
+    assert found == want
+    assert len(set(want.values())) == len(want), "measures that agree cannot be told apart"
+
+
 def test_labelled_digits_are_balanced():
     labels = load_digits("train").labels
     chosen = transfer._per_class(labels, 5, Stream(0, backend("numpy")))
@@ -108,7 +172,10 @@ def test_labelled_digits_are_balanced():
 
 @pytest.fixture
 def small_families(monkeypatch):
-    """Small nets, two steps, an untrained judge, and of a part its first forty examples."""
+    """Small nets, two steps, an untrained judge, and of a part its first forty examples.
+
+    The clock is 8 s later whenever it is read.
+    """
 
     def made(seed, data):
         small = {"seed": seed, "data": data, "steps": 2, "ema": 0.5, "width": 8, "batch_size": 4}
@@ -125,6 +192,7 @@ def small_families(monkeypatch):
     monkeypatch.setattr(ddpm, "PILOT", 8)
     monkeypatch.setattr(families, "DDIM", DdpmSampling(sampler="ddim", steps=2))
     monkeypatch.setattr(families, "families", made)
+    monkeypatch.setattr(families, "process_time", count(0.0, 8.0).__next__)
     monkeypatch.setattr(
         families,
         "judge_for",
@@ -135,13 +203,39 @@ def small_families(monkeypatch):
     return made
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """What the experiments on one family alone would train, for seed 4."""
+
+    class Begun(Exception):
+        pass
+
+    def stop(*given):
+        raise Begun(*given)
+
+    def begun(experiment):
+        with pytest.raises(Begun) as stopped:
+            experiment(4)
+        return stopped.value.args
+
+    monkeypatch.setattr(bounds, "trained", lambda recipe: recipe)
+    monkeypatch.setattr(bounds, "_beside_a_vae", stop)
+    monkeypatch.setattr(gans, "trained", stop)
+    monkeypatch.setattr(diffusion, "train_side_by_side", stop)
+    chain, vae = begun(bounds.mhvae_digits)
+    (game,), (diffusions,) = begun(gans.dcgan_digits), begun(diffusion.ddpm_digits)
+    return {"VAE": vae, "HVAE": chain, "GAN": game, "DDPM": diffusions["K-way"]}
+
+
 @pytest.mark.parametrize("data", ["digits", "digits-1000"])
-def test_families_share_seed_and_data(data):
+def test_families_are_those_of_their_own_experiments_but_for_steps_and_data(alone, data):
+    steps = {"VAE": 14000, "HVAE": 13000, "GAN": 4400, "DDPM": 1400}
     made = families.families(4, data)
-    assert list(made) == ["VAE", "HVAE", "GAN", "DDPM"]
-    for recipe in made.values():
-        assert (recipe.config.seed, recipe.config.data) == (4, data)
+    assert list(made) == list(steps)
+    for family, recipe in made.items():
+        assert recipe.config == replace(alone[family].config, steps=steps[family], data=data)
         assert recipe.config.hold_out == (data == "digits-1000")
+    assert DdpmSampling(sampler="ddim", steps=50) == families.DDIM
 
 
 def test_families_are_measured_alike_on_the_test_part(small_families):
@@ -154,12 +248,16 @@ def test_families_are_measured_alike_on_the_test_part(small_families):
         values, real, drawn = families.measure(recipe, judge, part)
         options = families.DDIM if family == "DDPM" else recipe.sampling_type()
         np.testing.assert_array_equal(drawn.x, recipe.sample(40, 3, options).x)
-        rows = quality_of(drawn.x, recipe, part, 3, judge)["measures"]
+        quality = quality_of(drawn.x, recipe, part, 3, judge)
         for name in ("Fréchet distance", "kernel distance", "precision", "recall"):
-            row = rows[f"{name} on classifier features"]
+            row = quality["measures"][f"{name} on classifier features"]
             assert (values[name], real[name]) == (row["value"], row["floor"])
+        scores = quality["class_score"]
+        assert values["class score"] == scores["samples"]["mean"]
+        assert real["class score"] == scores["data"]["mean"]
         assert values["sharpness"] == sharpness(part.x, drawn.x)
-        assert values.pop("seconds a sample") > 0.0
+        assert real["sharpness"] == sharpness(part.x, recipe.fitted.x)
+        assert values.pop("seconds a sample") == 8.0 / 40.0
         if family == "GAN":
             assert "bits per dim" not in values
         else:

@@ -52,6 +52,18 @@ def test_a_recorded_seed_is_compared_with_itself_and_another_with_the_mean(inven
     assert other["holds"]
 
 
+@pytest.mark.parametrize("name", ["system", "blas", "active_twins", "packages"])
+def test_where_the_arithmetic_is_another_a_recorded_seed_is_one_more(name, invented, monkeypatch):
+    here = reproduce.environment()
+    elsewhere = here | {name: {"numpy": "1.0"} if name == "packages" else "another"}
+    monkeypatch.setattr(reproduce, "environment", lambda: elsewhere)
+    found, one_more = reproduce.reproduce("invented", 4), reproduce.reproduce("invented", 6)
+    assert found["values"]["v"]["recorded"] == 2.0
+    assert found["values"]["v"]["tolerance"] == one_more["values"]["v"]["tolerance"]
+    monkeypatch.setattr(reproduce, "environment", lambda: here | {"python": "another"})
+    assert reproduce.reproduce("invented", 4)["values"]["v"]["recorded"] == 4.0
+
+
 def test_a_value_outside_its_tolerance_is_exit_code_one(invented, monkeypatch, capsys):
     assert main(["reproduce", "invented", "--seed", "1"]) == 0
     monkeypatch.setitem(reproduce.EXPERIMENTS, "invented", lambda seed: {"v": seed + 3.0})
