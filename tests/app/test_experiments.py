@@ -157,7 +157,7 @@ def test_a_game_is_measured_on_2500_samples(tiny_games, experiment, published):
         want = {
             f"modes_covered_of_{seen['modes']}": seen["covered"],
             "share_of_high_quality_samples": seen["high_quality"],
-            "spread_around_a_mode_over_the_data's": seen["relative_spread"],
+            "spread_around_a_mode_over_its_own": seen["relative_spread"],
         }
     assert found == want
     assert len(set(want.values())) == len(want), "measures that agree cannot be told apart"
@@ -230,6 +230,8 @@ def alone(monkeypatch):
 @pytest.mark.parametrize("data", ["digits", "digits-1000"])
 def test_families_are_those_of_their_own_experiments_but_for_steps_and_data(alone, data):
     steps = {"VAE": 14000, "HVAE": 13000, "GAN": 4400, "DDPM": 1400}
+    if data == "digits-1000":
+        steps |= {"VAE": 3000, "HVAE": 3000}
     made = families.families(4, data)
     assert list(made) == list(steps)
     for family, recipe in made.items():

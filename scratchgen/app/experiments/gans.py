@@ -44,5 +44,5 @@ def _modes(config: GanConfig) -> dict[str, float]:
     return {
         f"modes_covered_of_{found['modes']}": found["covered"],
         "share_of_high_quality_samples": found["high_quality"],
-        "spread_around_a_mode_over_the_data's": found["relative_spread"],
+        "spread_around_a_mode_over_its_own": found["relative_spread"],
     }
