@@ -150,6 +150,7 @@ def test_a_game_is_measured_on_2500_samples(tiny_games, experiment, published):
         want = {
             "mean_confidence_on_samples": seen["confidence_on_samples"],
             "mean_confidence_on_data": seen["confidence_on_data"],
+            "the_same_with_shuffled_pixels": seen["confidence_on_data_with_shuffled_pixels"],
             "classes_present_of_10": np.sum(shares[0] >= 0.1 * shares[1]),
             "smallest_share_of_a_class": np.min(shares[0]),
         }

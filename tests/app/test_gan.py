@@ -704,7 +704,8 @@ def test_images_without_labels_have_no_classes_to_count(tmp_path, capsys):
 class Judge:
     """Knows the label of every image of a part, and of an image of one grey its number.
 
-    Sure to 0.9 of the one kind and to 0.7 of the other; the rest goes to all other classes alike.
+    Sure to 0.9 of the one kind, to 0.7 of the other, to 0.4 of a zero where it knows nothing; the
+    rest goes to all other classes alike.
     """
 
     def __init__(self, part):
@@ -722,7 +723,11 @@ class Judge:
         for row, image in zip(p, images, strict=True):
             label, sure = self.known.get(image.tobytes()), 0.9
             if label is None:
-                label, sure = round(10.0 * float(image.flat[0])), 0.7
+                grey = np.ptp(image) == 0.0
+                label, sure = (
+                    round(10.0 * float(image.flat[0])) if grey else 0,
+                    0.7 if grey else 0.4,
+                )
             row[:] = (1.0 - sure) / 9.0
             row[label] = sure
         return np.log(p)
@@ -758,6 +763,7 @@ def test_classes_that_samples_show_are_counted(judged, capsys):
     np.testing.assert_allclose(result["class_shares_of_data"], want)
     lines = recipe.report(result)
     assert "a classifier, right on 87.5 % of data:" in lines
+    assert result["confidence_on_data_with_shuffled_pixels"] == pytest.approx(0.4)
     assert any("samples" in line and "0.700" in line for line in lines)
     assert any("data" in line and "0.900" in line for line in lines)
     assert not warned(lines)
@@ -791,9 +797,12 @@ def test_of_many_classes_a_few_are_named():
     result = {"samples": 10**6, "classifier_accuracy": 0.5}
     real, drawn = np.full(100, 0.01), np.full(100, 0.01)
     drawn[20:50] = 0.0
-    for name, shares in (("samples", drawn), ("data", real)):
+    mixed = "data_with_shuffled_pixels"
+    for name, shares in (("samples", drawn), ("data", real), (mixed, real)):
         result |= {f"class_shares_of_{name}": shares.tolist(), f"confidence_on_{name}": 0.5}
     said = report_lines(result)
+    assert "no surer of the samples than" in warned(said)
+    assert "no surer" not in warned(report_lines(result | {f"confidence_on_{mixed}": 0.49}))
     assert "100 classes with shares from 0.000 to 0.010" in "\n".join(said)
     named = ", ".join(map(str, range(20, 32)))
     assert f"too few samples of classes {named} and 18 more;" in warned(said)

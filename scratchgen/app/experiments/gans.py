@@ -32,6 +32,7 @@ def dcgan_digits(seed: int) -> dict[str, float]:
     return {
         "mean_confidence_on_samples": found["confidence_on_samples"],
         "mean_confidence_on_data": found["confidence_on_data"],
+        "the_same_with_shuffled_pixels": found["confidence_on_data_with_shuffled_pixels"],
         "classes_present_of_10": sum(map(shown, shares, found["class_shares_of_data"])),
         "smallest_share_of_a_class": min(shares),
     }

@@ -19,7 +19,7 @@ from scratchgen.app.recipes.config import (
     require_positive,
 )
 from scratchgen.app.recipes.data import PLANAR, modes
-from scratchgen.core.arrays import full_like
+from scratchgen.core.arrays import full_like, to_host
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import leaky_relu, relu
@@ -304,7 +304,9 @@ class GanRecipe(Recipe):
         """Of so many samples: which modes, or classes, they show, and how well.
 
         Points of equal round normals are compared with those, images with what a small classifier
-        of the data makes of them. Other points, and images without labels, have nothing to count.
+        of the data makes of them, which is fairly sure of any image: so it also sees the data with
+        each pixel shuffled between images. Other points, and images without labels, have nothing to
+        count.
 
         Raises:
             NotFinite: the samples are not finite.
@@ -321,7 +323,10 @@ class GanRecipe(Recipe):
         judge = judge_for(self)
         if judge is not None:
             found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
-            for name, images in (("samples", x), ("data", part.x)):
+            order = Stream(0, self.born).at("shuffled").uniform(part.x.shape)
+            mixed = np.take_along_axis(part.x, np.argsort(to_host(order), axis=0), axis=0)
+            sets = {"samples": x, "data": part.x, "data_with_shuffled_pixels": mixed}
+            for name, images in sets.items():
                 confidence, shares = class_opinions(judge.opinions(images))
                 found[f"confidence_on_{name}"] = confidence
                 found[f"class_shares_of_{name}"] = shares.tolist()

@@ -4,6 +4,7 @@ from math import ceil
 
 ENOUGH = 10  # expected samples of a mode or class, below which one may be missing by chance
 POOR = 0.5  # a share of samples near modes, or a spread, that is far from the data's
+MIXED = "data_with_shuffled_pixels"
 LISTED = 12  # classes that are still named one by one
 
 
@@ -46,9 +47,12 @@ def _of_modes(result: dict) -> list[str]:
 def _of_classes(result: dict) -> list[str]:
     drawn, real = result["class_shares_of_samples"], result["class_shares_of_data"]
     found = [f"a classifier, right on {100.0 * result['classifier_accuracy']:.1f} % of data:"]
-    for name, shares in (("samples", drawn), ("data", real)):
+    for name in ("samples", "data", MIXED):
+        shares = _written(result[f"class_shares_of_{name}"])
         confidence = result[f"confidence_on_{name}"]
-        found.append(f"  {name:8} mean confidence {confidence:.3f}, {_written(shares)}")
+        found.append(f"  {name.replace('_', ' '):26}mean confidence {confidence:.3f}, {shares}")
+    if result["confidence_on_samples"] <= result[f"confidence_on_{MIXED}"]:
+        found.append("warning: it is no surer of the samples than of images of unrelated pixels")
     missing = [i for i in range(len(real)) if real[i] > 0.0 and not shown(drawn[i], real[i])]
     if missing:
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
