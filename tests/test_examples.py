@@ -114,13 +114,15 @@ def test_the_gan_of_the_example_is_the_one_of_the_command_line():
 
 @pytest.mark.equation("GAN-12")
 def test_the_penalised_game_of_the_example_is_the_one_of_the_command_line():
-    """A few rounds on the same batches: the same weights of both sides, bit for bit."""
+    """A few rounds on the same batches: the same weights of both sides and average, bit for bit."""
     recipe = GanRecipe(GanConfig(data="ring8", loss="wgan-gp", steps=3, seed=5))
     recipe.fit.until(3, quiet=True)
     x, order = recipe.examples(recipe.fitted), recipe.stream.at("batches")
     batches = (x[batch_indices(order, len(x), 128, batch)] for batch in count())
     train = runpy.run_path(str(EXAMPLES / "wgan_gp_ring.py"))["train"]
-    played = dict(train(lambda noise: next(batches), 3, recipe.stream).named(Parameter))
+    gan, ema = train(lambda noise: next(batches), 3, recipe.stream)
+    np.testing.assert_array_equal(ema.average, recipe.ema.average)
+    played = dict(gan.named(Parameter))
     want = dict(recipe.gan.named(Parameter))
     assert played.keys() == want.keys() != set()
     for name, parameter in played.items():
