@@ -117,6 +117,19 @@ def test_the_split_in_the_order_of_the_file_is_always_held_out():
 
 
 @pytest.mark.parametrize(
+    ("trained", "other"), [("digits", "digits-1000"), ("digits-1000", "digits")]
+)
+def test_the_splits_of_the_digits_share_images_and_do_not_measure_each_other(trained, other):
+    recipe = VaeRecipe(VaeConfig(**SMALL, data=trained))
+    known = {image.tobytes() for image in recipe.fitted.codes}
+    theirs = VaeRecipe(VaeConfig(**SMALL, data=other)).part("test")
+    assert sum(image.tobytes() in known for image in theirs.codes) > len(theirs) // 2
+    with pytest.raises(ValueError, match=f"{other} and {trained} split the same images"):
+        quality.examples_of(recipe, "test", other)
+    assert len(quality.examples_of(recipe, "test", trained)) == len(recipe.part("test"))
+
+
+@pytest.mark.parametrize(
     "recipe",
     [VaeRecipe(VaeConfig(**SMALL, beta=2.0)), AutoencoderRecipe(AutoencoderConfig(**SMALL))],
     ids=["vae", "autoencoder"],
