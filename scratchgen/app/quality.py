@@ -201,12 +201,18 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
     """One part of a run's data, or of other data that fit it.
 
     Raises:
-        ValueError: they do not, or the run was trained on some of them.
+        ValueError: they do not, the run was trained on some of them, or it is a GAN on points,
+            whose modes are those of its own data.
     """
     data = other_data(recipe, data)
     if data is not None:
         if (data in PLANAR) != (recipe.config.data in PLANAR):
             raise ValueError(f"{data} does not fit the run, whose examples are {recipe.shape}")
+        if data in PLANAR and not recipe.per_example:
+            raise ValueError(
+                f"what is measured of a {recipe.name} on points are the modes of its own data, "
+                f"{recipe.config.data}; leave out --data"
+            )
         if data in DIGITS and recipe.config.data in DIGITS:
             raise ValueError(
                 f"{data} and {recipe.config.data} split the same images, so the run was trained on "

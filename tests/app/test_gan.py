@@ -683,6 +683,13 @@ def test_what_too_few_samples_cannot_tell_may_be_chance():
         assert ("may be chance; --draws 80 or more" in said) != sure
 
 
+def test_the_modes_of_other_points_are_not_asked_for():
+    recipe = made(**POINTS)
+    with pytest.raises(ValueError, match="modes of its own data, ring8; leave out --data"):
+        quality.examples_of(recipe, "test", "grid25")
+    assert len(quality.examples_of(recipe, "test", "ring8")) == len(recipe.part("test"))
+
+
 @pytest.mark.parametrize("data", ["moons", "gmm", "checker"])
 def test_other_points_have_no_modes_to_count(data):
     recipe = made(data=data)
