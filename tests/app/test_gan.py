@@ -681,6 +681,10 @@ def test_what_too_few_samples_cannot_tell_may_be_chance():
         said = warned(recipe.report(recipe.evaluate(some(recipe), draws)))
         assert ("leaves them out" in said) == sure
         assert ("may be chance; --draws 80 or more" in said) != sure
+        of_constants(recipe, np.full((1, 2), 100.0))
+        said = warned(recipe.report(recipe.evaluate(some(recipe), draws)))
+        assert ("covered; the generator has not learned" in said) == sure
+        assert ("no mode is covered, which may be chance; --draws 80 or more" in said) != sure
 
 
 def test_the_modes_of_other_points_are_not_asked_for():
