@@ -849,7 +849,9 @@ def test_progress_names_both_sides():
         "discriminator_gradient_norm": 2.0,
     }
     recipe = made(**POINTS)
-    assert recipe.describe(row) == "discriminator 0.750, generator 0.500"
+    assert recipe.describe(row) == "discriminator 0.75, generator 0.5"
+    small = row | {"generator": 0.00012345, "real": -0.001, "fake": 0.00094321}
+    assert recipe.describe(small) == "discriminator -5.68e-05, generator 0.000123"
     assert recipe.columns(row) == named
     critic = {"gradient_penalty": 0.1, "critic_of_data_less_of_fakes": -0.75}
     assert made(loss=PENALISED, **POINTS).columns(row | {"penalty": 0.1}) == named | critic
