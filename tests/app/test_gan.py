@@ -644,6 +644,14 @@ def test_samples_of_low_quality_and_modes_that_are_points_are_warned_of():
         assert ("too much alike" in said) == alike
 
 
+def test_warnings_begin_at_half_of_what_the_data_have():
+    result = {"samples": 1000, "covered": 8, "modes": 8}
+    for good, spread in ((0.501, 0.501), (0.499, 0.501), (0.501, 0.499)):
+        said = warned(report_lines(result | {"high_quality": good, "relative_spread": spread}))
+        assert ("lie between modes" in said) == (good < 0.5)
+        assert ("too much alike" in said) == (spread < 0.5)
+
+
 @pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
 def test_samples_that_are_not_finite_are_not_measured(game):
     recipe = made(**game)
