@@ -45,12 +45,11 @@ def main() -> None:
         recipe.fit.until(steps, describe=recipe.describe)
         recipe.params.theta = recipe.ema.average
         print(f"{name}: {steps} steps in {process_time() - began:.0f} s of one core")
-        columns[name], columns[REAL], drawn = measure(recipe, judge, part)
+        columns[name], real, drawn = measure(recipe, judge, part)
         rows[name] = drawn.x[:SHOWN]
-    columns[REAL] = columns.pop(REAL)  # to the right of all
-    print("\n".join(table(columns)))
+    print("\n".join(table(columns | {REAL: real})))
     path = given.out / f"{given.data}.png"
-    image_rows(path, rows, f"{given.data}: test part, and samples after two minutes of training")
+    image_rows(path, rows, f"{given.data}: images of the test part, and samples of each model")
     print(f"wrote {path}")
 
 

@@ -24,13 +24,17 @@ from scratchgen.maths.planar import eight_gaussians
 from scratchgen.metrics.coverage import mode_coverage
 from scratchgen.models.gan import Gan, Wasserstein, gradient_penalty
 from scratchgen.nets.mlp import mlp
-from scratchgen.training.optim import Adam, warmup_cosine
+from scratchgen.training.optim import Adam, Ema, warmup_cosine
 
 BATCH, LATENT, WIDTH, CRITIC_STEPS, RATE, PENALTY = 128, 2, 128, 2, 2e-3, 0.1
 
 
-def train(draw, steps: int, stream: Stream) -> Gan:
-    """Play so many rounds against data that `draw` gives: stream -> (BATCH, 2)."""
+def train(draw, steps: int, stream: Stream) -> tuple[Gan, Ema]:
+    """Play so many rounds against data that `draw` gives: stream -> (BATCH, 2).
+
+    Returns:
+        Both sides, and the average of the generator's weights.
+    """
     generator = mlp([LATENT, WIDTH, WIDTH, WIDTH, 2], relu)
     critic = Sequential(*mlp([2, WIDTH, WIDTH, WIDTH, 1], leaky_relu).layers, reshaped())
     params = FlatParameters(generator, stream.at("initial"))
@@ -39,7 +43,7 @@ def train(draw, steps: int, stream: Stream) -> Gan:
     rate, critic_rate = (warmup_cosine(RATE, n) for n in (steps, CRITIC_STEPS * steps))
     adam = Adam(params, rate, beta1=0.5, beta2=0.9)
     critic_adam = Adam(critic_params, critic_rate, beta1=0.5, beta2=0.9)
-    share = np.full(BATCH, 1.0 / BATCH, dtype=params.theta.dtype)
+    ema, share = Ema(params), np.full(BATCH, 1.0 / BATCH, dtype=params.theta.dtype)
     for step in range(steps):
         for j in range(CRITIC_STEPS):
             noise = stream.at("opponent", CRITIC_STEPS * step + j)
@@ -54,7 +58,8 @@ def train(draw, steps: int, stream: Stream) -> Gan:
         _, pullback = gan.generator_loss(z)
         pullback(share)
         adam.step()
-    return gan
+        ema.step()
+    return gan, ema
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products gain nothing from more
@@ -69,8 +74,9 @@ def main() -> None:
     stream = Stream(given.seed, backend("numpy"))
     ring = eight_gaussians(backend("numpy", "float64"))
     steps = 10 if given.smoke else 5000
-    gan = train(lambda noise: ring.sample(BATCH, noise).astype(np.float32), steps, stream)
-    x = gan.generate(stream.at("sample").normal((2500, LATENT)))
+    gan, ema = train(lambda noise: ring.sample(BATCH, noise).astype(np.float32), steps, stream)
+    with ema.applied():
+        x = gan.generate(stream.at("sample").normal((2500, LATENT)))
     found = mode_coverage(x, ring.means, deviation=0.02**0.5)
     print(f"modes covered: {found.covered} of {found.modes}")
     print(f"high-quality samples, within 3 standard deviations: {found.high_quality:.3f}")

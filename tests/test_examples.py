@@ -9,9 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchgen.app.recipes import ClassifierRecipe, GanRecipe
+from scratchgen.app import plots
+from scratchgen.app.experiments import families
+from scratchgen.app.recipes import ClassifierRecipe, GanRecipe, VaeRecipe
+from scratchgen.app.recipes.base import Sampled
 from scratchgen.app.recipes.gan import GanConfig
+from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.core.module import Parameter
+from scratchgen.data.digits import load_digits
 from scratchgen.models.gan import Gan
 from scratchgen.training.fit import batch_indices
 
@@ -114,17 +119,48 @@ def test_the_gan_of_the_example_is_the_one_of_the_command_line():
 
 @pytest.mark.equation("GAN-12")
 def test_the_penalised_game_of_the_example_is_the_one_of_the_command_line():
-    """A few rounds on the same batches: the same weights of both sides, bit for bit."""
+    """A few rounds on the same batches: the same weights of both sides and average, bit for bit."""
     recipe = GanRecipe(GanConfig(data="ring8", loss="wgan-gp", steps=3, seed=5))
     recipe.fit.until(3, quiet=True)
     x, order = recipe.examples(recipe.fitted), recipe.stream.at("batches")
     batches = (x[batch_indices(order, len(x), 128, batch)] for batch in count())
     train = runpy.run_path(str(EXAMPLES / "wgan_gp_ring.py"))["train"]
-    played = dict(train(lambda noise: next(batches), 3, recipe.stream).named(Parameter))
+    gan, ema = train(lambda noise: next(batches), 3, recipe.stream)
+    np.testing.assert_array_equal(ema.average, recipe.ema.average)
+    played = dict(gan.named(Parameter))
     want = dict(recipe.gan.named(Parameter))
     assert played.keys() == want.keys() != set()
     for name, parameter in played.items():
         np.testing.assert_array_equal(parameter.read().value, want[name].read().value)
+
+
+def test_families_are_compared_by_their_averaged_weights_and_shown_by_their_samples(
+    monkeypatch, tmp_path, capsys
+):
+    small = {"width": 8, "batch_size": 4, "ema": 0.5}
+    made = {"VAE": VaeRecipe(VaeConfig(**small)), "GAN": GanRecipe(GanConfig(**small))}
+    drawn, drawings = {}, []
+
+    def measured(recipe, judge, part):
+        np.testing.assert_array_equal(recipe.params.theta, recipe.ema.average)
+        assert recipe.fit.steps_done == 3
+        drawn[recipe.name] = np.full((20, 8, 8, 1), float(len(drawn)))
+        return {"sharpness": 1.5 + len(drawn)}, {"sharpness": 1.5}, Sampled(drawn[recipe.name])
+
+    monkeypatch.setattr(families, "families", lambda seed, data: made)
+    monkeypatch.setattr(families, "measure", measured)
+    monkeypatch.setattr(plots, "image_rows", lambda *given: drawings.append(given))
+    monkeypatch.setattr(sys, "argv", ["", "--smoke", "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "families_digits.py"), run_name="__main__")
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["VAE", "GAN", "real", "data"] in table
+    assert ["sharpness", "2.500", "3.500", "1.500"] in table
+    ((_, rows, title),) = drawings
+    assert list(rows) == ["data", "VAE", "GAN"]
+    np.testing.assert_array_equal(rows["data"], load_digits("test").x[:16])
+    for name, recipe in made.items():
+        np.testing.assert_array_equal(rows[name], drawn[recipe.name][:16])
+    assert "minutes" not in title
 
 
 @pytest.mark.equation("GAN-9")

@@ -9,7 +9,7 @@ from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import MEASURED, ClassifierRecipe, can_be_judged, judge_for
 from scratchgen.app.recipes.config import flag_of
-from scratchgen.app.recipes.data import PLANAR, load, settled
+from scratchgen.app.recipes.data import DIGITS, PLANAR, load, settled
 from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
@@ -198,11 +198,26 @@ def quality(
 
 
 def examples_of(recipe: Recipe, part: str, data: str | None):
-    """One part of a run's data, or of other data that fit it."""
+    """One part of a run's data, or of other data that fit it.
+
+    Raises:
+        ValueError: they do not, the run was trained on some of them, or it is a GAN on points,
+            whose modes are those of its own data.
+    """
     data = other_data(recipe, data)
     if data is not None:
         if (data in PLANAR) != (recipe.config.data in PLANAR):
             raise ValueError(f"{data} does not fit the run, whose examples are {recipe.shape}")
+        if data in PLANAR and not recipe.per_example:
+            raise ValueError(
+                f"what is measured of a {recipe.name} on points are the modes of its own data, "
+                f"{recipe.config.data}; leave out --data"
+            )
+        if data in DIGITS and recipe.config.data in DIGITS:
+            raise ValueError(
+                f"{data} and {recipe.config.data} split the same images, so the run was trained on "
+                "some of these; leave out --data"
+            )
         examples = load(replace(recipe.config, data=data), part)
         theirs, ours = (examples.shape, examples.levels), (recipe.shape, recipe.fitted.levels)
         if theirs != ours:

@@ -128,14 +128,24 @@ class Wasserstein:
 class Gan(Module):
     """A generator and a discriminator, each with a vector, and so an optimiser, of its own.
 
+    A discriminator gives (N,), so behind a net of one output an axis is dropped:
+
+        discriminator = Sequential(*mlp([2, 64, 1], leaky_relu).layers, reshaped())
+
     A round of training, on a batch x and two batches of noise, with share = 1/N per example:
 
-        _, pullback = gan.discriminator_loss(x, gan.generate(z))
+        fake = gan.generate(z)
+        _, pullback = gan.discriminator_loss(x, fake)
         pullback(share, share)
         discriminator_optimiser.step()
         _, pullback = gan.generator_loss(fresh_z)
         pullback(share)
         generator_optimiser.step()
+
+    A Wasserstein critic adds, before its step and with u (N,) ~ U(0, 1):
+
+        _, pullback = gradient_penalty(gan.discriminator, discriminator_params, x, fake, u)
+        pullback(10.0 * share)
 
     With batch norm all three take a stream. Run the first two within
     `layers.normalisation.tracking` and the last outside, so that D's running statistics do not

@@ -644,6 +644,14 @@ def test_samples_of_low_quality_and_modes_that_are_points_are_warned_of():
         assert ("too much alike" in said) == alike
 
 
+def test_warnings_begin_at_half_of_what_the_data_have():
+    result = {"samples": 1000, "covered": 8, "modes": 8}
+    for good, spread in ((0.501, 0.501), (0.499, 0.501), (0.501, 0.499)):
+        said = warned(report_lines(result | {"high_quality": good, "relative_spread": spread}))
+        assert ("lie between modes" in said) == (good < 0.5)
+        assert ("too much alike" in said) == (spread < 0.5)
+
+
 @pytest.mark.parametrize("game", [POINTS, MLP], ids=["ring8", "mlp"])
 def test_samples_that_are_not_finite_are_not_measured(game):
     recipe = made(**game)
@@ -681,6 +689,17 @@ def test_what_too_few_samples_cannot_tell_may_be_chance():
         said = warned(recipe.report(recipe.evaluate(some(recipe), draws)))
         assert ("leaves them out" in said) == sure
         assert ("may be chance; --draws 80 or more" in said) != sure
+        of_constants(recipe, np.full((1, 2), 100.0))
+        said = warned(recipe.report(recipe.evaluate(some(recipe), draws)))
+        assert ("covered; the generator has not learned" in said) == sure
+        assert ("no mode is covered, which may be chance; --draws 80 or more" in said) != sure
+
+
+def test_the_modes_of_other_points_are_not_asked_for():
+    recipe = made(**POINTS)
+    with pytest.raises(ValueError, match="modes of its own data, ring8; leave out --data"):
+        quality.examples_of(recipe, "test", "grid25")
+    assert len(quality.examples_of(recipe, "test", "ring8")) == len(recipe.part("test"))
 
 
 @pytest.mark.parametrize("data", ["moons", "gmm", "checker"])
@@ -847,7 +866,9 @@ def test_progress_names_both_sides():
         "discriminator_gradient_norm": 2.0,
     }
     recipe = made(**POINTS)
-    assert recipe.describe(row) == "discriminator 0.750, generator 0.500"
+    assert recipe.describe(row) == "discriminator 0.75, generator 0.5"
+    small = row | {"generator": 0.00012345, "real": -0.001, "fake": 0.00094321}
+    assert recipe.describe(small) == "discriminator -5.68e-05, generator 0.000123"
     assert recipe.columns(row) == named
     critic = {"gradient_penalty": 0.1, "critic_of_data_less_of_fakes": -0.75}
     assert made(loss=PENALISED, **POINTS).columns(row | {"penalty": 0.1}) == named | critic

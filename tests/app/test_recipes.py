@@ -14,6 +14,7 @@ from scratchgen.app.recipes import (
     VaeRecipe,
     recipe_from_json,
 )
+from scratchgen.app.recipes import classifier as judges
 from scratchgen.app.recipes.autoencoder import AutoencoderConfig
 from scratchgen.app.recipes.base import Sampling, config_to_json
 from scratchgen.app.recipes.classifier import ClassifierConfig
@@ -114,6 +115,27 @@ def test_the_split_in_the_order_of_the_file_is_always_held_out():
     assert quality.require_same_data(judge, recipe) is judge
     with pytest.raises(ValueError, match="digits are 8×8 pixels and grey"):
         VaeConfig(data="digits-1000", size=16)
+
+
+def test_the_judge_of_a_run_learns_from_the_run_s_own_data(monkeypatch):
+    shared = {"data": "shapes", "size": 16, "colour": True, "crop": "none", "hold_out": True}
+    monkeypatch.setattr(judges, "_trained", lambda config: config)
+    run = VaeRecipe(VaeConfig(**SMALL, **shared, seed=4))
+    assert judges.judge_for(run) == ClassifierConfig(**shared)
+    assert tuple(shared) == judges.MEASURED
+
+
+@pytest.mark.parametrize(
+    ("trained", "other"), [("digits", "digits-1000"), ("digits-1000", "digits")]
+)
+def test_the_splits_of_the_digits_share_images_and_do_not_measure_each_other(trained, other):
+    recipe = VaeRecipe(VaeConfig(**SMALL, data=trained))
+    known = {image.tobytes() for image in recipe.fitted.codes}
+    theirs = VaeRecipe(VaeConfig(**SMALL, data=other)).part("test")
+    assert sum(image.tobytes() in known for image in theirs.codes) > len(theirs) // 2
+    with pytest.raises(ValueError, match=f"{other} and {trained} split the same images"):
+        quality.examples_of(recipe, "test", other)
+    assert len(quality.examples_of(recipe, "test", trained)) == len(recipe.part("test"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchgen.core.arrays import example_sum, per_example
-from scratchgen.core.module import StalePullback
+from scratchgen.core.module import FlatParameters, StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.activations import leaky_relu, silu, tanh
 from scratchgen.layers.affine import Linear
@@ -24,6 +24,7 @@ from scratchgen.nets.convnet import dcgan_discriminator, dcgan_generator
 from scratchgen.nets.mlp import mlp
 from scratchgen.testing import oracle
 from scratchgen.testing.strategies import seeds, sizes
+from scratchgen.training.optim import Adam
 
 from support import NUMPY, bound, host, normals, on_every_backend, tolerance
 
@@ -33,6 +34,26 @@ LOSSES = [*LOGISTIC, LeastSquares(), LeastSquares(-0.5, 2.0, 0.7), Wasserstein()
 
 def named(losses) -> str:
     return type(losses).__name__
+
+
+def test_the_lines_of_the_docstring_play_a_round():
+    shown = Gan.__doc__.partition("Args:")[0].splitlines()
+    build, *play = [line.strip() for line in shown if line.startswith(" " * 8)]
+    names = dict(vars(gan))
+    names |= {"Sequential": Sequential, "mlp": mlp, "leaky_relu": leaky_relu, "reshaped": reshaped}
+    exec(build, names)
+    generator, stream = mlp([3, 8, 2], tanh), Stream(0, NUMPY)
+    params = FlatParameters(generator, stream.at("g"))
+    names["discriminator_params"] = FlatParameters(names["discriminator"], stream.at("d"))
+    sides = {"generator": params, "discriminator": names["discriminator_params"]}
+    before = {side: each.theta.copy() for side, each in sides.items()}
+    names |= {f"{side}_optimiser": Adam(each, 0.01) for side, each in sides.items()}
+    names["gan"] = Gan(generator, names["discriminator"], sides["discriminator"], Wasserstein())
+    names |= {"x": normals(1, 5, 2), "z": normals(2, 5, 3), "fresh_z": normals(3, 5, 3)}
+    names |= {"u": np.linspace(0.0, 1.0, 5), "share": np.full(5, 0.2)}
+    exec("\n".join(play), names)
+    assert all(np.any(sides[side].theta != theta) for side, theta in before.items())
+    assert np.any(sides["discriminator"].gradient)
 
 
 every_loss = pytest.mark.parametrize("losses", LOSSES, ids=named)

@@ -273,9 +273,9 @@ class GanRecipe(Recipe):
         return named
 
     def describe(self, row: dict[str, float]) -> str:
-        """The costs of both sides."""
+        """The costs of both sides, which are small where a critic's weights are clipped."""
         cost = row["real"] + row["fake"]
-        return f"discriminator {cost:.3f}, generator {row['generator']:.3f}"
+        return f"discriminator {cost:.3g}, generator {row['generator']:.3g}"
 
     def remarks(self) -> list[str]:
         """Whether the discriminator has won, and what to do then."""

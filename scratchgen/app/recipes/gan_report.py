@@ -6,6 +6,7 @@ ENOUGH = 10  # expected samples of a mode or class, below which one may be missi
 POOR = 0.5  # a share of samples near modes, or a spread, that is far from the data's
 MIXED = "data_with_shuffled_pixels"
 LISTED = 12  # classes that are still named one by one
+LEFT_OUT = "the generator leaves them out, or misses them"
 
 
 def lines(result: dict) -> list[str]:
@@ -34,7 +35,8 @@ def _of_modes(result: dict) -> list[str]:
         f"spread of those of a mode, over its own: {spread:.2f} (of data 0.97)",
     ]
     if covered == 0:
-        found.append("warning: no mode is covered; the generator has not learned the data")
+        why = "the generator has not learned the data"
+        found.append(_warning("no mode is covered", result["samples"], 1.0 / known, why))
     elif covered < known:
         found.append(_warning("modes are missing", result["samples"], 1.0 / known))
     if covered and result["high_quality"] < POOR:
@@ -68,9 +70,9 @@ def _written(shares: list[float]) -> str:
     return f"shares of classes {' '.join(f'{share:.2f}' for share in shares)}"
 
 
-def _warning(what: str, n: int, rarest: float) -> str:
+def _warning(what: str, n: int, rarest: float, why: str = LEFT_OUT) -> str:
     """That something is missing among n samples, where the rarest of it has that share of data."""
     need = ceil(ENOUGH / rarest)
     if n < need:
         return f"warning: {what}, which may be chance; --draws {need} or more would tell"
-    return f"warning: {what}; the generator leaves them out, or misses them"
+    return f"warning: {what}; {why}"
