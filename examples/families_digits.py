@@ -2,7 +2,7 @@
 
     python examples/families_digits.py --data digits --out families
 
-Each trains for about two minutes of one core; then one table and one picture. The loops are written
+Each trains for two minutes of one core at most; then one table and one picture. Loops are written
 out in `vae_digits.py`, `hvae_digits.py` (the chain), `dcgan_digits.py` and `ddpm_digits.py`.
 """
 
