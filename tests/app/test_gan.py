@@ -7,7 +7,7 @@ from math import ceil, pi, prod
 import numpy as np
 import pytest
 
-from scratchgen.app import gan_plots, quality, workers
+from scratchgen.app import diffusion_plots, gan_plots, plots, quality, workers
 from scratchgen.app.cli import main
 from scratchgen.app.commands import evaluate
 from scratchgen.app.recipes import GanRecipe, VaeRecipe, gan, recipe_from_json
@@ -461,12 +461,13 @@ def test_a_run_goes_the_whole_way(runs, capsys, monkeypatch):
     points = json.loads((run / "config.json").read_text("utf-8"))["data"] == "ring8"
     for module in () if points else (gan, quality):
         monkeypatch.setattr(module, "judge_for", quick_judge)
-    assert {path.name for path in (run / "figures").iterdir()} == {"loss.png"}
+    drawn = {"loss.png", "generated.png"}
+    assert {path.name for path in (run / "figures").iterdir()} == drawn
     assert main(["sample", str(run), "-n", "20", "--interpolate", "--seed", "3"]) == 0
     with np.load(run / "samples.npz", allow_pickle=False) as archive:
         assert archive["x"].shape == ((20, 2) if points else (20, 16, 16, 1))
         assert archive["interpolate"]
-    assert {path.name for path in (run / "figures").iterdir()} == {"loss.png", "samples.png"}
+    assert {path.name for path in (run / "figures").iterdir()} == {*drawn, "samples.png"}
     capsys.readouterr()
     flags = ["--draws", "300"]
     assert main(["evaluate", str(run), *flags, "--samples", "40", "--json"]) == 0
@@ -878,11 +879,11 @@ def test_progress_names_both_sides():
 def test_the_course_shows_every_term_and_no_panel_is_empty(loss, tmp_path, monkeypatch):
     recipe, figures, save = made(loss=loss, **POINTS), [], gan_plots.save
     recipe.training_figures(tmp_path)
-    assert list(tmp_path.iterdir()) == [], "nothing is logged yet"
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["generated.png"]
     recipe.fit.until(3, quiet=True)
     monkeypatch.setattr(gan_plots, "save", lambda *given: figures.append(given[0]) or save(*given))
     recipe.training_figures(tmp_path)
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["loss.png"]
+    assert (tmp_path / "figures" / "loss.png").is_file()
     shown, history = {}, recipe.fit.history
     for axes in figures[0].axes:
         named = {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
@@ -893,6 +894,21 @@ def test_the_course_shows_every_term_and_no_panel_is_empty(loss, tmp_path, monke
     for name in rows[0]:
         want = [history["step"], [row[name] for row in rows]]
         np.testing.assert_array_equal(shown[name.replace("_", " ")].get_xydata().T, want)
+
+
+@every_game
+def test_what_is_drawn_after_training_is_of_the_averaged_weights(game, tmp_path, monkeypatch):
+    recipe, drawn = made(ema=0.5, **game), []
+    recipe.fit.until(2, quiet=True)
+    theta = recipe.params.theta.copy()
+    for module, name in ((plots, "image_grid"), (diffusion_plots, "point_cloud")):
+        monkeypatch.setattr(module, name, lambda path, x, *rest: drawn.append((path.name, x)))
+    recipe.training_figures(tmp_path)
+    np.testing.assert_array_equal(recipe.params.theta, theta)
+    recipe.params.theta = recipe.ema.average
+    ((name, x),) = drawn
+    assert name == "generated.png"
+    np.testing.assert_array_equal(x, recipe.sample(len(x), 0, GanSampling()).x)
 
 
 def test_a_gradient_that_has_vanished_can_be_drawn(tmp_path):

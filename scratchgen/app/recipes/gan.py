@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.app import gan_plots
+from scratchgen.app import diffusion_plots, gan_plots, plots
 from scratchgen.app.recipes import gan_report
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
 from scratchgen.app.recipes.classifier import can_be_judged, judge_for
@@ -63,6 +63,7 @@ POINTS_PENALISED = {
     "steps": 10000,
     "learning_rate": 2e-3,
 }
+SHOWN = 64  # images after training
 ROW = 8  # images of a way from one latent to another
 NAMES = {
     "generator": "generator_cost",
@@ -292,13 +293,20 @@ class GanRecipe(Recipe):
         ]
 
     def training_figures(self, folder: Path) -> None:
-        """The costs of both sides and the norms of their gradients over the steps."""
+        """The costs and gradient norms of both sides, and samples: the costs say little of them."""
         rows = self.fit.rows
         if rows:
             table = [self.columns(row) for row in rows]
             curves = {name: [row[name] for row in table] for name in table[0]}
             steps = [row["step"] for row in rows]
             gan_plots.course(folder / "figures" / "loss.png", steps, curves)
+        with self.ema.applied():
+            x = self.sample(SHOWN if len(self.shape) > 1 else len(self.fitted), 0, GanSampling()).x
+        path, title = folder / "figures" / "generated.png", f"gan after {self.fit.steps_done} steps"
+        if len(self.shape) > 1:
+            plots.image_grid(path, x, title)
+        else:
+            diffusion_plots.point_cloud(path, x, title, self.fitted.x)
 
     def evaluate(self, part, draws: int) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
