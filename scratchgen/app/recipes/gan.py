@@ -63,7 +63,7 @@ POINTS_PENALISED = {
     "steps": 10000,
     "learning_rate": 2e-3,
 }
-SHOWN = 64  # images after training
+SHOWN = 2000, 64  # points, or images, after training
 ROW = 8  # images of a way from one latent to another
 NAMES = {
     "generator": "generator_cost",
@@ -301,12 +301,12 @@ class GanRecipe(Recipe):
             steps = [row["step"] for row in rows]
             gan_plots.course(folder / "figures" / "loss.png", steps, curves)
         with self.ema.applied():
-            x = self.sample(SHOWN if len(self.shape) > 1 else len(self.fitted), 0, GanSampling()).x
+            x = self.sample(SHOWN[len(self.shape) > 1], 0, GanSampling()).x
         path, title = folder / "figures" / "generated.png", f"gan after {self.fit.steps_done} steps"
         if len(self.shape) > 1:
             plots.image_grid(path, x, title)
         else:
-            diffusion_plots.point_cloud(path, x, title, self.fitted.x)
+            diffusion_plots.point_cloud(path, x, title, self.fitted.x[: len(x)])
 
     def evaluate(self, part, draws: int) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
