@@ -38,7 +38,7 @@ def test_attention_averages_values_by_the_softmax_of_scores(seed, t, d):
         for i in range(t):
             weights = np.exp([q[n, i] @ k[n, j] / np.sqrt(d) for j in range(t)])
             np.testing.assert_allclose(y[n, i], weights @ v[n] / weights.sum(), rtol=1e-11)
-    oracle.check_pullback(attention, q, k, v)
+    oracle.check_pullback(attention, q, k, v, floor=1e-13)  # of one place, q and k are of no weight
 
 
 @pytest.mark.equation("NET-7")

@@ -65,6 +65,8 @@ def all_of(kind: type, *nets) -> list:
     return [found for net in nets for _, found in Module.named(Sequential(net), kind)]
 
 
+@pytest.mark.equation("HVAE-4")
+@pytest.mark.equation("HVAE-5")
 def test_what_a_fully_connected_ladder_is_made_of():
     """Of three levels, with dropout in the encoders and the decoder and nowhere else."""
     nets = mlp_ladder(5, [2, 3, 4], 10, width=8, dropout=0.3)
