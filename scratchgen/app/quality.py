@@ -84,7 +84,7 @@ def sample_quality(
 def quality_of(
     drawn: np.ndarray, recipe: Recipe, part, seed: int, judge: ClassifierRecipe | None
 ) -> dict:
-    """The same of samples that are drawn already.
+    """Every distance of samples that are drawn already, beside that of as much training data.
 
     Args:
         drawn: (n, ...), host array.

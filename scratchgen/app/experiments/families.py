@@ -137,7 +137,7 @@ def families_digits_1000(seed: int) -> dict[str, float]:
 
 
 def _side_by_side(seed: int, data: str) -> dict[str, float]:
-    """ "measure, family" -> value; without times, which are another machine's affair."""
+    """Values by "measure, family"; without times, which are another machine's affair."""
     recipes = families(seed, data)
     judge, found = judge_for(recipes["VAE"]), dict[str, float]()
     for family, recipe in recipes.items():

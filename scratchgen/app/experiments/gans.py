@@ -2,7 +2,7 @@
 
 from scratchgen.app.experiments.training import trained
 from scratchgen.app.recipes.gan import GanConfig, GanRecipe
-from scratchgen.app.recipes.gan_report import shown
+from scratchgen.app.recipes.gan_report import MIXED, shown
 
 
 def wgan_gp_ring8(seed: int) -> dict[str, float]:
@@ -32,7 +32,7 @@ def dcgan_digits(seed: int) -> dict[str, float]:
     return {
         "mean_confidence_on_samples": found["confidence_on_samples"],
         "mean_confidence_on_data": found["confidence_on_data"],
-        "the_same_with_shuffled_pixels": found["confidence_on_data_with_shuffled_pixels"],
+        "the_same_with_shuffled_pixels": found[f"confidence_on_{MIXED}"],
         "classes_present_of_10": sum(map(shown, shares, found["class_shares_of_data"])),
         "smallest_share_of_a_class": min(shares),
     }

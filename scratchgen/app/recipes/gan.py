@@ -333,7 +333,7 @@ class GanRecipe(Recipe):
             found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
             order = Stream(0, self.born).at("shuffled").uniform(part.x.shape)
             mixed = np.take_along_axis(part.x, np.argsort(to_host(order), axis=0), axis=0)
-            sets = {"samples": x, "data": part.x, "data_with_shuffled_pixels": mixed}
+            sets = {"samples": x, "data": part.x, gan_report.MIXED: mixed}
             for name, images in sets.items():
                 confidence, shares = class_opinions(judge.opinions(images))
                 found[f"confidence_on_{name}"] = confidence
