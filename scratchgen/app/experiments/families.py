@@ -1,8 +1,9 @@
 """Four families of models on the same digits, within the same two minutes, measured by one judge.
 
-Each has as many steps as make about two minutes of one core, or fewer where more are worse on the
-validation part, and the other options of its own experiment. On `digits-1000` 14,000 steps of the
-VAE are 1,800 epochs; there 3,000 are better, with that dropout and with others.
+Each has as many steps as make about two minutes of one core, and the other options of its own
+experiment. That costs a VAE 0.006 bits per dimension of the validation part of `digits`, against
+its usual 3,000 steps. On `digits-1000`, where 14,000 steps are 1,800 epochs, it would cost 0.12,
+and a hierarchical one 0.04; there both take 3,000.
 """
 
 from math import prod
