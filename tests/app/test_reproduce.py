@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 import scipy.stats
+from threadpoolctl import threadpool_limits
 
 from scratchgen.app import reproduce
 from scratchgen.app.cli import main
@@ -27,7 +28,8 @@ def invented(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"invented": experiment})
     monkeypatch.setattr(reproduce, "_commit", lambda: "0123abc")
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    return reproduce.record("invented", tmp_path)
+    with threadpool_limits(1, "blas"):  # as the command does: a record says how many there were
+        yield reproduce.record("invented", tmp_path)
 
 
 def test_a_record_holds_mean_error_tolerance_and_where_it_came_from(invented, tmp_path):
