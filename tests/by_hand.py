@@ -189,7 +189,7 @@ def png(pixels: np.ndarray, palette: bytes = b"", depth: int = 0) -> bytes:
     """Rows (H, W) or (H, W, C) of 8 bits without filter; with a palette, or of another depth."""
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    colour = 3 if palette else {1: 0, 3: 2, 4: 6}[channels]
+    colour = 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     if depth == 1:
         rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in pixels)

@@ -14,7 +14,8 @@ from scratchgen.data.pixels import cropped, in_colour
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 DECODERS = ("PNG", "JPEG", "BMP", "WEBP")
-MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # of the file -> as it is read
+# of the file -> as it is read; a channel of opacity may be there if it hides nothing
+MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 ATTRIBUTES = "list_attr_celeba.txt"
 SIGNS = {b"-1": -1.0, b"1": 1.0}
 MOST_CLASSES = 255
@@ -36,7 +37,7 @@ def read_pictures(
     """Pictures cropped to a square and shrunk by Pillow's box filter.
 
     Args:
-        pictures: their files: grey, black and white, RGB, or RGB by a palette.
+        pictures: their files: grey, black and white, RGB, or RGB by a palette, all opaque.
         size: pixels a side.
         colour: three channels (True), one (False), or as in the files (None).
         crop: one of CROPS.
@@ -45,8 +46,8 @@ def read_pictures(
         (N, size, size, 1 or 3) uint8.
 
     Raises:
-        DataError: a file is damaged or of another kind, smaller than the size, or in colour beside
-            grey ones.
+        DataError: a file is damaged or of another kind, transparent somewhere, smaller than the
+            size, or in colour beside grey ones.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of oddities beside the pixels
@@ -83,8 +84,10 @@ def _decoded(picture: Path) -> Image.Image:
         with Image.open(BytesIO(raw), formats=DECODERS) as image:
             image.verify()  # PNG's checksums, which decoding passes over
         with Image.open(BytesIO(raw), formats=DECODERS) as image:
-            mode = image.mode
+            mode, opacity = image.mode, 255
             pixels = image.convert(MODES[mode]) if mode in MODES else None
+            if pixels is not None and ("A" in mode or "transparency" in image.info):
+                opacity = np.asarray(image.convert("RGBA"))[..., 3].min()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{picture} unpacks to more pixels than is safe (Pillow's limit is "
@@ -97,6 +100,10 @@ def _decoded(picture: Path) -> Image.Image:
         ) from error
     if pixels is None:
         raise DataError(f"{picture} must be grey or RGB, got Pillow's mode {mode}; convert it")
+    if opacity < 255:
+        raise DataError(
+            f"{picture} must be opaque, and some of it is transparent; lay it on a background first"
+        )
     return pixels
 
 

@@ -143,7 +143,6 @@ def test_a_penalty_of_zero_is_none(game):
         (["--latent", "-1"], "--latent must be at least 1, got -1"),
         (["--discriminator-steps", "-1"], "--discriminator-steps must be at least 1, got -1"),
         (["--learning-rate", "-1"], "--learning-rate must be positive and finite"),
-        (["--dropout", "0.1"], "--dropout is for other models"),
         (["--data", "ring8", "--net", "conv"], "ring8 are points in the plane; leave out --net"),
         (["--depth", "2"], "--depth is for fully connected nets"),
         (["--depth", "3"], "--depth is for fully connected nets"),

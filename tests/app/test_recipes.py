@@ -29,6 +29,8 @@ from scratchgen.metrics.baselines import baselines
 from scratchgen.metrics.likelihood import mean_and_error, vae_bounds
 from scratchgen.training.checkpoint import load
 
+from by_hand import placed, png
+
 SMALL = {"width": 16, "latent": 3, "batch_size": 10, "steps": 30, "dtype": "float64"}
 
 
@@ -117,12 +119,20 @@ def test_the_split_in_the_order_of_the_file_is_always_held_out():
         VaeConfig(data="digits-1000", size=16)
 
 
-def test_the_judge_of_a_run_learns_from_the_run_s_own_data(monkeypatch):
-    shared = {"data": "shapes", "size": 16, "colour": True, "crop": "none", "hold_out": True}
+def test_the_judge_of_a_run_learns_from_the_run_s_own_data(monkeypatch, tmp_path):
+    placed(tmp_path, {f"{i % 2}/{i}.png": png(np.full((8, 8, 3), i, np.uint8)) for i in range(40)})
+    data = str(tmp_path)
+    shared = {"data": data, "size": 8, "colour": True, "crop": "none", "hold_out": True}
     monkeypatch.setattr(judges, "_trained", lambda config: config)
     run = VaeRecipe(VaeConfig(**SMALL, **shared, seed=4))
     assert judges.judge_for(run) == ClassifierConfig(**shared)
     assert tuple(shared) == judges.MEASURED
+
+
+def test_a_run_on_pictures_that_were_cropped_is_measured_on_others_too(tmp_path):
+    placed(tmp_path, {f"{i}.png": png(np.full((8, 8), i, np.uint8)) for i in range(40)})
+    recipe = VaeRecipe(VaeConfig(**SMALL, data=str(tmp_path), size=8, crop="none"))
+    assert quality.examples_of(recipe, "test", "shapes").shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,27 @@ def test_every_kind_of_picture_is_read(tmp_path):
     assert not labels.any()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opacity_is_left_out_where_it_is_whole(tmp_path, channels):
+    codes = some_codes(0, 3, 4, 4, channels)
+    opaque = np.concatenate([codes, np.full((3, 4, 4, 1), 255, np.uint8)], axis=-1)
+    np.testing.assert_array_equal(of_pngs(tmp_path, opaque, 4), codes)
+
+
+def test_colours_of_a_palette_may_not_be_transparent(tmp_path):
+    palette, places = bytes(range(12)), some_codes(1, 4, 4) % 4
+    whole = by_hand.png(places, palette)
+    cut = whole.index(b"IDAT") - 4  # where that chunk begins, with its length
+
+    def opaque(*opacity):
+        return whole[:cut] + by_hand.png_chunk(b"tRNS", bytes(opacity)) + whole[cut:]
+
+    assert "some of it is transparent" in refused(tmp_path / "clear", opaque(255, 254))
+    folder = placed(tmp_path / "opaque", {f"{i}.png": opaque(255, 255) for i in range(3)})
+    codes, _ = pictured(folder, 4)
+    np.testing.assert_array_equal(codes[0], 3 * places[..., None] + [0, 1, 2])
+
+
 @given(seeds(), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
 def test_pictures_are_cut_to_the_square_in_the_middle_and_shrunk(
     tmp_path_factory, seed, size, step, wide, colour
@@ -95,7 +116,8 @@ def test_celeba_is_cut_to_the_148_pixels_in_its_middle(tmp_path):
         ((218, 178, 3), 149, {"crop": "celeba"}, "at least 149 pixels a side .* got 148"),
         ((4, 5), 4, {"crop": "none"}, "must be square without a crop, got 5×4"),
         ((4, 5), 5, {}, "at least 5 pixels a side after the crop, got 4"),
-        ((4, 4, 4), 4, {}, "must be grey or RGB, got Pillow's mode RGBA"),
+        ((4, 4, 4), 4, {}, "must be opaque, and some of it is transparent"),
+        ((4, 4, 2), 4, {}, "must be opaque, and some of it is transparent"),
     ],
 )
 def test_pictures_of_the_wrong_shape_are_refused(tmp_path, shape, size, options, sentence):

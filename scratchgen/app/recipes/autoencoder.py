@@ -41,7 +41,7 @@ class AutoencoderConfig(CodedConfig):
         """Options that say nothing here, and what they are for."""
         if self.net in ("linear", "sigmoid"):
             what = f"deep nets; --net {self.net} has no hidden layer"
-            return dict.fromkeys(("width", "depth", "dropout"), what)
+            return super().without_effect | dict.fromkeys(("width", "depth", "dropout"), what)
         return super().without_effect
 
 

@@ -86,7 +86,7 @@ class Recipe(ABC):
         self.fit = Fit(
             self.model,
             self.params,
-            self.optimiser(self.params),
+            self.optimiser(self.params, config.steps),
             self.loss,
             config.batch_size,
             every=max(1, config.steps // 100),
@@ -108,11 +108,14 @@ class Recipe(ABC):
     def build(self) -> Module:
         """The model of the configuration."""
 
-    def optimiser(self, params: FlatParameters) -> Optimiser:
-        """Who updates the parameters: Adam at a rate that rises a little, then falls to 0."""
-        config = self.config
-        warmup = min(100, config.steps // 10)
-        return Adam(params, warmup_cosine(config.learning_rate, config.steps, warmup))
+    def optimiser(self, params: FlatParameters, steps: int) -> Optimiser:
+        """Who updates parameters: Adam at a rate that rises a little, then falls to 0.
+
+        Args:
+            params: what it trains.
+            steps: that it takes in the whole run.
+        """
+        return Adam(params, warmup_cosine(self.config.learning_rate, steps, min(100, steps // 10)))
 
     @abstractmethod
     def loss(self, step: int, rows: slice) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
-from scratchgen.app.recipes.config import CONV, Config, option
+from scratchgen.app.recipes.config import CONV, Config, option, require_below_one
 from scratchgen.app.recipes.data import PLANAR
 from scratchgen.core.arrays import full_like
 from scratchgen.data.images import Images
@@ -42,6 +42,7 @@ class ClassifierConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        require_below_one(self, "dropout")
         if self.data in PLANAR:
             raise ValueError(f"{self.data} are points in the plane; a classifier is for images")
         if self.width % 8:

@@ -4,7 +4,15 @@ from collections.abc import Collection
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from scratchgen.app.recipes.data import CROPS, KNOWN, PLANAR, SET_APART, require_known, settled
+from scratchgen.app.recipes.data import (
+    CROPS,
+    KNOWN,
+    NAMES,
+    PLANAR,
+    SET_APART,
+    require_known,
+    settled,
+)
 
 CONV = "conv"
 
@@ -50,7 +58,6 @@ class Config:
         "units per hidden layer, or channels at full resolution for conv; 0 takes 256, or 32",
     )
     depth: int = option(2, "hidden layers in the encoder and in the decoder; not for conv")
-    dropout: float = option(0.15, "dropout rate behind every hidden layer")
     learning_rate: float = option(4e-3, "Adam's peak rate, after warm-up and before cosine decay")
     ema: float = option(0.999, "decay of the weight average that is evaluated")
     hold_out: bool = option(
@@ -67,9 +74,9 @@ class Config:
     @property
     def without_effect(self) -> dict[str, str]:
         """Options that say nothing here, and what they are for."""
-        if self.net == CONV:
-            return {"depth": "fully connected nets; that of --net conv follows from --size"}
-        return {}
+        conv = {"depth": "fully connected nets; that of --net conv follows from --size"}
+        built_in = {"crop": "pictures in files"}
+        return (conv if self.net == CONV else {}) | (built_in if self.data in NAMES else {})
 
     def refuse_without_effect(self, given: Collection[str]) -> None:
         """Refuse options that say nothing here.
@@ -101,9 +108,7 @@ class Config:
             raise ValueError(f"--width must be at least 1, or 0 for the default, got {self.width}")
         require_at_least(self, 1, "steps", "batch_size")
         require_at_least(self, 0, "seed", "depth", "size")
-        for name in ("dropout", "ema"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{flag_of(name)} must lie in [0, 1), got {getattr(self, name)}")
+        require_below_one(self, "ema")
         require_positive(self, "learning_rate")
         require_known(self)
         object.__setattr__(self, "data", settled(self.data))
@@ -123,8 +128,11 @@ class ImageConfig(Config):
         ValueError: a value is outside its range, or the data are no images.
     """
 
+    dropout: float = option(0.15, "dropout rate behind every hidden layer")
+
     def __post_init__(self):
         super().__post_init__()
+        require_below_one(self, "dropout")
         if self.data in PLANAR:
             raise ValueError(
                 f"{self.data} are points in the plane, and this model is for images; "
@@ -206,6 +214,17 @@ def require_not_negative(options, *names: str) -> None:
             raise ValueError(
                 f"{flag_of(name)} must be finite and not negative, got {getattr(options, name)}"
             )
+
+
+def require_below_one(options, *names: str) -> None:
+    """Refuse numbers outside [0, 1).
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for name in names:
+        if not 0.0 <= getattr(options, name) < 1.0:
+            raise ValueError(f"{flag_of(name)} must lie in [0, 1), got {getattr(options, name)}")
 
 
 def require_at_least(options, least: int, *names: str) -> None:

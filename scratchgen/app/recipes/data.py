@@ -23,6 +23,7 @@ __all__ = [
     "CROPS",
     "DIGITS",
     "KNOWN",
+    "NAMES",
     "PLANAR",
     "SET_APART",
     "density",

@@ -10,7 +10,7 @@ import numpy as np
 
 from scratchgen.app import plots
 from scratchgen.app.recipes.base import Recipe, Sampled
-from scratchgen.app.recipes.config import Config, option, whole_numbers
+from scratchgen.app.recipes.config import Config, option, require_below_one, whole_numbers
 from scratchgen.app.recipes.data import PLANAR, density
 from scratchgen.app.recipes.diffusion_sampling import DiffusionSampling, in_pieces, step_noise
 from scratchgen.core.streams import Stream
@@ -92,13 +92,15 @@ class DiffusionConfig(Config):
         """Options that say nothing here, and what they are for."""
         images = ("dropout",) if self.data in PLANAR else ()
         unet = ("multipliers", "inject", "fourier") if self.net == MLP else ()
-        return dict.fromkeys(images, "images") | dict.fromkeys(unet, "--net unet")
+        mine = dict.fromkeys(images, "images") | dict.fromkeys(unet, "--net unet")
+        return super().without_effect | mine
 
     def __post_init__(self):
         planar = self.data in PLANAR
         if self.net == AUTO:
             object.__setattr__(self, "net", MLP if planar else UNET)
         super().__post_init__()
+        require_below_one(self, "dropout")
         misfits = {"--net unet": self.net == UNET, "--predict kway": self.predict == KWAY}
         for flag, chosen in misfits.items():
             if planar and chosen:

@@ -110,7 +110,6 @@ class GanConfig(Config):
         0, "units per hidden layer, or channels next to the image for conv; 0 takes 128, or 32"
     )
     depth: int = option(3, "hidden layers of each net; not for conv")
-    dropout: float = option(0.0, "of no use: no net of a GAN drops out here")
     steps: int = option(0, "steps of the generator; 0 takes 10000 for wgan-gp on points, else 4000")
     batch_size: int = option(128, "examples per step")
     learning_rate: float = option(
@@ -141,7 +140,6 @@ class GanConfig(Config):
         games = {"clip": WGAN, "penalty": PENALISED}
         return {
             **super().without_effect,
-            "dropout": "other models; no net of a GAN drops out",
             **{name: f"--loss {loss}" for name, loss in games.items() if loss != self.loss},
         }
 
@@ -220,17 +218,11 @@ class GanRecipe(Recipe):
         layers = mlp([self.dims, *[config.width] * config.depth, 1], leaky_relu).layers
         return Sequential(*layers, reshaped())
 
-    def optimiser(self, params: FlatParameters, steps: int = 0) -> Optimiser:
-        """Adam at β₁ = 0.5, β₂ = 0.9, as WGAN-GP took; RMSProp where weights are clipped.
-
-        Args:
-            params: of one side.
-            steps: that it takes in the whole run; 0 for those of the generator.
-        """
+    def optimiser(self, params: FlatParameters, steps: int) -> Optimiser:
+        """Adam at β₁ = 0.5, β₂ = 0.9, as WGAN-GP took; RMSProp where weights are clipped."""
         if self.config.loss == WGAN:
             return RmsProp(params, self.config.learning_rate)
-        rate = warmup_cosine(self.config.learning_rate, steps or self.config.steps)
-        return Adam(params, rate, beta1=0.5, beta2=0.9)
+        return Adam(params, warmup_cosine(self.config.learning_rate, steps), beta1=0.5, beta2=0.9)
 
     def loss(self, step: int, rows: slice) -> dict:
         """The generator's cost."""
