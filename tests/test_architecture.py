@@ -105,10 +105,10 @@ def test_maths_and_models_name_their_sources(path):
             assert "Source:" in text, f"{name} returns a formula but names no source"
 
 
-def test_importing_costs_little_more_than_numpy():
-    """The lowest of nine fresh processes each, taken in turn: what else runs only adds."""
+def test_importing_costs_less_than_numpy_does():
+    """The lowest CPU time of nine fresh processes each, in turn: other programs only add to it."""
 
-    clock = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    clock = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
 
     def seconds(modules):
         command = [sys.executable, "-c", clock.format(modules)]
@@ -116,7 +116,7 @@ def test_importing_costs_little_more_than_numpy():
 
     pairs = [(seconds("numpy"), seconds("numpy, scratchgen")) for _ in range(9)]
     alone, both = map(min, zip(*pairs, strict=True))
-    assert both - alone < 0.060
+    assert both - alone < alone
 
 
 WITHOUT_TWINS = """

@@ -152,7 +152,9 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also draw N samples and print their distances from real data",
     )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="of that noise, and of all samples (default: 0)"
+    )
     evaluate.add_argument(
         "--classifier",
         type=Path,
@@ -288,16 +290,15 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> None:
     options = _sampling_given(given)
-    if given.samples is None and (options or given.classifier or given.seed):
-        what = "--seed, --classifier and the sampler's options"
-        raise ValueError(f"{what} go with --samples N; add it")
+    if given.samples is None and (options or given.classifier):
+        raise ValueError("--classifier and the sampler's options go with --samples N; add it")
     found = {}
     if given.samples is not None:
         n, seed = given.samples, given.seed
         found["quality"] = quality.quality(
             given.run, given.part, n, seed, options, given.classifier, given.data
         )
-    result = commands.evaluate(given.run, given.part, given.draws, given.data) | found
+    result = commands.evaluate(given.run, given.part, given.draws, given.data, given.seed) | found
     _print(given.json, result, commands.print_evaluation)
 
 

@@ -147,7 +147,11 @@ def _finish(recipe: Recipe, folder: Path) -> None:
 
 
 def evaluate(
-    folder: Path, part: str = "test", draws: int | None = None, data: str | None = None
+    folder: Path,
+    part: str = "test",
+    draws: int | None = None,
+    data: str | None = None,
+    seed: int = 0,
 ) -> dict:
     """Measures of a trained run on one part of its data, with their figures and tables.
 
@@ -157,6 +161,7 @@ def evaluate(
         draws: of noise for each example, or samples of a gan; the model's own number unless given.
         data: another data set of the same shape and levels, a name or a path; the run's own is as
             if left out.
+        seed: of that noise, or of those samples.
 
     Raises:
         ValueError: a number is outside its range, the run was trained on that part, or the other
@@ -165,6 +170,8 @@ def evaluate(
     """
     if draws is not None and draws < 1:
         raise ValueError(f"--draws must be at least 1, got {draws}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe = runs.load_run(folder)
     data = other_data(recipe, data)
     draws = recipe.draws if draws is None else draws
@@ -174,7 +181,7 @@ def evaluate(
     if recipe.per_example and len(examples) * recipe.dims * draws > LONG:
         say(f"{len(examples)} examples × {draws} draws of noise take long; --draws 8 takes fewer")
     with recipe.params.frozen():
-        measures = recipe.evaluate(examples, draws)
+        measures = recipe.evaluate(examples, draws, seed)
     require_finite(folder, measures)
     try:
         name = part
@@ -184,7 +191,7 @@ def evaluate(
     except OSError as error:
         say(f"note: the figures and tables were not all written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(examples)}
-    about |= {"dims": recipe.dims, "levels": examples.levels}
+    about |= {"dims": recipe.dims, "levels": examples.levels, "seed": seed}
     return {**about, **({"data": data} if data else {}), **measures}
 
 

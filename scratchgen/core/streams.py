@@ -97,7 +97,8 @@ def _key(path: tuple) -> np.ndarray:
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def _generator(key: np.ndarray, block: int) -> np.random.Generator:
+def _generator(key: np.ndarray, block: int) -> "np.random.Generator":
+    # in quotes above, since NumPy imports that part of it only when it is asked for
     # the block index fills the counter's highest word, which no draw within a block can reach
     counter = np.array([0, 0, 0, block], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

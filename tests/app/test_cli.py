@@ -134,6 +134,10 @@ def test_evaluate_prints_numbers_that_add_up(run, capsys):
     assert f"{found['bits_per_dim']:.3f}" in table
     assert "nats/example" in table
     assert "mixture of 10" in table
+    assert main(["evaluate", str(run), "--json", "--draws", "16", "--seed", "7"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (found["seed"], other["seed"]) == (0, 7)
+    assert 0.0 < abs(other["bits_per_dim"] - found["bits_per_dim"]) < 0.05
 
 
 def test_a_collapsed_posterior_is_called_that(tmp_path, capsys):
@@ -215,8 +219,9 @@ def test_evaluate_takes_the_samplers_options_but_those_for_pictures(run, capsys)
         "unrecognized arguments: --keep-levels 1; see: scratchgen evaluate --help"
     )
     assert refused(capsys, "train", "vae", "--penalty", 1).endswith("scratchgen train vae --help")
-    for flags in (["--seed", 1], ["--temperature", 0.5]):
+    for flags in (["--classifier", run], ["--temperature", 0.5]):
         assert "go with --samples N; add it" in refused(capsys, "evaluate", run, *flags)
+    assert "--seed must be at least 0, got -1" in refused(capsys, "evaluate", run, "--seed", -1)
 
 
 def test_figures_of_other_data_are_one_for_each(run, tmp_path, capsys):

@@ -619,12 +619,12 @@ def test_modes_that_samples_show_are_counted(data, count):
 
 def test_the_samples_that_are_measured_are_those_of_the_sampler():
     recipe = made(**POINTS)
-    x = recipe.sample(200, 0, GanSampling()).x
+    x = recipe.sample(200, 3, GanSampling()).x
     means, spread = x[:8], 0.2 * float(x.std())  # an untrained generator is near no mode of data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan, "modes", lambda name: (means, spread))
-        found = recipe.evaluate(some(recipe), draws=200)
-    assert found == {"samples": 200} | mode_coverage(x, means, spread)._asdict()
+        found = recipe.evaluate(some(recipe), 200, 3)
+    assert found == {"samples": 200, "seed": 3} | mode_coverage(x, means, spread)._asdict()
     assert found["relative_spread"] > 0.0
 
 
@@ -645,7 +645,7 @@ def test_samples_of_low_quality_and_modes_that_are_points_are_warned_of():
 
 
 def test_warnings_begin_at_half_of_what_the_data_have():
-    result = {"samples": 1000, "covered": 8, "modes": 8}
+    result = {"samples": 1000, "seed": 0, "covered": 8, "modes": 8}
     for good, spread in ((0.501, 0.501), (0.499, 0.501), (0.501, 0.499)):
         said = warned(report_lines(result | {"high_quality": good, "relative_spread": spread}))
         assert ("lie between modes" in said) == (good < 0.5)
@@ -706,7 +706,7 @@ def test_the_modes_of_other_points_are_not_asked_for():
 def test_other_points_have_no_modes_to_count(data):
     recipe = made(data=data)
     result = recipe.evaluate(some(recipe), draws=30)
-    assert result == {"samples": 30}
+    assert result == {"samples": 30, "seed": 0}
     lines = recipe.report(result)
     assert "30 samples of seed 0" in lines
     assert "no modes or classes to count; --samples N" in "\n".join(lines)
@@ -716,7 +716,7 @@ def test_images_without_labels_have_no_classes_to_count(tmp_path, capsys):
     codes = np.floor(256.0 * Stream(0, made().born).at("codes").uniform((40, 8, 8)))
     np.save(tmp_path / "images.npy", codes.astype(np.uint8))
     recipe = made(data=str(tmp_path / "images.npy"))
-    assert recipe.evaluate(recipe.part("test"), draws=30) == {"samples": 30}
+    assert recipe.evaluate(recipe.part("test"), 30, 5) == {"samples": 30, "seed": 5}
     assert "classifier" not in capsys.readouterr().err
 
 
@@ -813,7 +813,7 @@ def test_a_class_is_shown_by_a_tenth_of_its_share():
 
 
 def test_of_many_classes_a_few_are_named():
-    result = {"samples": 10**6, "classifier_accuracy": 0.5}
+    result = {"samples": 10**6, "seed": 0, "classifier_accuracy": 0.5}
     real, drawn = np.full(100, 0.01), np.full(100, 0.01)
     drawn[20:50] = 0.0
     mixed = "data_with_shuffled_pixels"

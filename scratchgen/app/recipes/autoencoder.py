@@ -96,7 +96,7 @@ class AutoencoderRecipe(ImageRecipe):
                 lines,
             )
 
-    def evaluate(self, part: Images, draws: int) -> dict:
+    def evaluate(self, part: Images, draws: int, seed: int = 0) -> dict:
         """The squared error per pixel, beside that of as many principal components."""
         squared_error = in_batches(
             lambda x: self.model.loss(x)[0][0], self.examples(part), self.at_once

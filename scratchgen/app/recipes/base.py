@@ -138,12 +138,13 @@ class Recipe(ABC):
         """Pictures of the training run; nothing here may look at the test part."""
 
     @abstractmethod
-    def evaluate(self, part, draws: int) -> dict:
+    def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """Measures on examples (Images or Points), ready for JSON.
 
         Args:
             part: the examples.
             draws: of noise for each of them, or of samples in all.
+            seed: of what is drawn.
         """
 
     @staticmethod

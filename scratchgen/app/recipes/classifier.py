@@ -92,7 +92,7 @@ class ClassifierRecipe(Recipe):
             path = folder / "figures" / "loss.png"
             plots.loss_curves(path, self.fit.history["step"], curve, "-log p(label), nats", {})
 
-    def evaluate(self, part: Images, draws: int) -> dict:
+    def evaluate(self, part: Images, draws: int, seed: int = 0) -> dict:
         """Accuracy and loss on a part, and which weights they belong to.
 
         Raises:

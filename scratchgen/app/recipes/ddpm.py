@@ -178,11 +178,11 @@ class DdpmRecipe(DiffusionRecipe):
         error, bits = found["simple_per_dim"], found["bits_per_dim"]
         return f"‖ε-ε̂‖²/D {error:.3f}, -ELBO by random terms {bits:.3f} bits/dim"
 
-    def evaluate(self, part, draws: int) -> dict:
+    def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """The bound term by term with every variance this net can have, and its yardsticks."""
         times = min(draws + 1, self.config.timesteps)
         say(f"looking at {len(part)} examples, each at {times} steps")
-        stream, schedule = Stream(0, self.born).at("evaluate"), self.model.schedule
+        stream, schedule = Stream(seed, self.born).at("evaluate"), self.model.schedule
         choices = self.variances()
         found = ddpm_bounds(self.model, self.examples(part), stream, draws, choices)
         by_variance = {name: self._terms(name, found, choices[name]) for name in choices}

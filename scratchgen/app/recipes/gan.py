@@ -300,7 +300,7 @@ class GanRecipe(Recipe):
         else:
             diffusion_plots.point_cloud(path, x, title, self.fitted.x[: len(x)])
 
-    def evaluate(self, part, draws: int) -> dict:
+    def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
 
         Points of equal round normals are compared with those, images with what a small classifier
@@ -311,10 +311,10 @@ class GanRecipe(Recipe):
         Raises:
             NotFinite: the samples are not finite.
         """
-        x = self.sample(draws, 0, GanSampling()).x
+        x = self.sample(draws, seed, GanSampling()).x
         if not np.isfinite(x).all():
             raise NotFinite("samples are not finite; train again at a lower --learning-rate")
-        found: dict = {"samples": draws}
+        found: dict = {"samples": draws, "seed": seed}
         if part.levels is None:
             known = modes(self.config.data)
             return found | (mode_coverage(x, *known)._asdict() if known else {})
@@ -323,7 +323,7 @@ class GanRecipe(Recipe):
         judge = judge_for(self)
         if judge is not None:
             found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
-            order = Stream(0, self.born).at("shuffled").uniform(part.x.shape)
+            order = Stream(seed, self.born).at("shuffled").uniform(part.x.shape)
             mixed = np.take_along_axis(part.x, np.argsort(to_host(order), axis=0), axis=0)
             sets = {"samples": x, "data": part.x, gan_report.MIXED: mixed}
             for name, images in sets.items():

@@ -17,7 +17,7 @@ def lines(result: dict) -> list[str]:
         found = _of_classes(result)
     else:
         found = ["there are no modes or classes to count; --samples N adds distances from data"]
-    return [f"{result['samples']} samples of seed 0", *found]
+    return [f"{result['samples']} samples of seed {result['seed']}", *found]
 
 
 def shown(drawn: float, real: float) -> bool:

@@ -197,9 +197,9 @@ class HvaeRecipe(LikelihoodRecipe):
             said += "; that is most of them, so train again with a larger --max-gradient"
         return [said]
 
-    def evaluate(self, part: Images, draws: int) -> dict:
+    def evaluate(self, part: Images, draws: int, seed: int = 0) -> dict:
         """The bounds with their standard errors, a table of the levels, and baselines."""
-        x, stream = self.examples(part), Stream(0, self.born).at("evaluate")
+        x, stream = self.examples(part), Stream(seed, self.born).at("evaluate")
         found = hierarchy_bounds(self.model, x, stream, draws)
         so_far, errors = found["kl"].cumsum(axis=1), self._errors(part)
         active = self._active_units(x, found)

@@ -60,9 +60,9 @@ class VaeRecipe(LikelihoodRecipe):
         with self.ema.applied():
             self._latent_grid(folder / "figures" / "latent_grid.png")
 
-    def evaluate(self, part: Images, draws: int) -> dict:
+    def evaluate(self, part: Images, draws: int, seed: int = 0) -> dict:
         """The bounds with their standard errors, active units, and model-free baselines."""
-        stream = Stream(0, self.born).at("evaluate")
+        stream = Stream(seed, self.born).at("evaluate")
         found = vae_bounds(self.model, self.examples(part), stream, self.config.latent, draws)
         return {
             **self.measures(found, draws),

@@ -102,10 +102,10 @@ class VdmRecipe(DiffusionRecipe):
         found = self.columns(row)
         return f"-ELBO {found['negative_elbo_nats']:.2f} nats {found['bits_per_dim']:.3f} bits/dim"
 
-    def evaluate(self, part, draws: int) -> dict:
+    def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """The bound in its three terms, and its yardsticks."""
         say(f"looking at {len(part)} examples, each at {draws} times")
-        stream = Stream(0, self.born).at("evaluate")
+        stream = Stream(seed, self.born).at("evaluate")
         steps = self.config.timesteps or None
         found = vdm_bounds(self.model, self.examples(part), stream, draws, steps)
         mean, error = mean_and_error(-elbo(*(found[name] for name in TERMS)))
