@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from scratchgen.app.diffusion_plots import point_cloud
+from scratchgen.app.plots import point_cloud
 from scratchgen.core.arrays import backend
 from scratchgen.core.module import FlatParameters
 from scratchgen.core.streams import Stream

@@ -59,6 +59,17 @@ def show(axes, picture: np.ndarray) -> None:
         spine.set_visible(False)
 
 
+def scatter(axes, points: np.ndarray, reach: float, title: str) -> None:
+    """Points (N, 2) of the plane, on axes from -reach to reach."""
+    size = min(max(2000.0 / len(points), 2.0), 20.0)  # few are seen, and many do not run together
+    axes.scatter(*points.T, s=size, color=COLOURS[0], alpha=0.4, linewidths=0)
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=7)
+    axes.set_title(title, fontsize=8)
+
+
 def save(figure, path: Path) -> None:
     """Write a figure as a .png, as a whole."""
     with whole_file(path) as file:

@@ -1,11 +1,11 @@
-"""Figures of diffusion: over time and noise level, of points of the plane, and on the way."""
+"""Figures of diffusion: over time and noise level, of densities and scores, and on the way."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
+from scratchgen.app.canvas import COLOURS, new_figure, save, scatter, show, tiles, wrapped
 from scratchgen.training.checkpoint import whole_file
 
 
@@ -36,19 +36,6 @@ def over_time(
     save(figure, path)
 
 
-def point_cloud(
-    path: Path, points: np.ndarray, title: str, reference: np.ndarray | None = None
-) -> None:
-    """Points (N, 2) of the plane, beside as many of the data where there are some."""
-    clouds = [("samples", points), *([] if reference is None else [("data", reference)])]
-    figure, axes = new_figure(4.2 * len(clouds), 4.6, len(clouds))
-    reach = 1.1 * float(max(np.abs(cloud).max() for _, cloud in clouds))
-    for i, (name, cloud) in enumerate(clouds):
-        _scatter(axes[i], cloud, reach, f"{name}, N = {len(cloud)}")
-    figure.suptitle(wrapped(title, figure), fontsize=10)
-    save(figure, path)
-
-
 def strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[str], title: str) -> None:
     """What samples look like on their way: one column a moment, or one panel for points.
 
@@ -62,7 +49,7 @@ def strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[str], title
         figure, axes = new_figure(1.7 * len(frames), 2.3, len(frames))
         reach = 1.1 * max(float(np.quantile(np.abs(frame), 0.999)) for frame in frames)
         for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
-            _scatter(axes[i], frame, reach, label)
+            scatter(axes[i], frame, reach, label)
         figure.suptitle(wrapped(title, figure), fontsize=10)
         save(figure, path)
         return
@@ -246,13 +233,3 @@ def _density_of(points: np.ndarray, reach: float, side: int = 160) -> np.ndarray
     edges = np.linspace(-reach, reach, side + 1)
     counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], [edges, edges])
     return 1.0 - np.minimum(1.0, counts[::-1, :, None] / 3.0)
-
-
-def _scatter(axes, points: np.ndarray, reach: float, title: str) -> None:
-    size = min(max(2000.0 / len(points), 2.0), 20.0)  # few are seen, and many do not run together
-    axes.scatter(*points.T, s=size, color=COLOURS[0], alpha=0.4, linewidths=0)
-    axes.set_xlim(-reach, reach)
-    axes.set_ylim(-reach, reach)
-    axes.set_aspect("equal")
-    axes.tick_params(labelsize=7)
-    axes.set_title(title, fontsize=8)

@@ -1,4 +1,4 @@
-"""Figures of training, and of images."""
+"""Figures of training, of images, and of points of the plane."""
 
 from math import inf, sqrt
 from operator import itemgetter
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchgen.app.canvas import COLOURS, new_figure, save, show, tiles, wrapped
+from scratchgen.app.canvas import COLOURS, new_figure, save, scatter, show, tiles, wrapped
 
 MOST_TILES = 400
 LINE = 0.06  # of the axes' height, for a label beside them
@@ -65,6 +65,56 @@ def image_grid(path: Path, images: np.ndarray, title: str, columns: int | None =
     show(axes, tiles(images, columns))
     axes.set_title(wrapped(title, figure), fontsize=10)
     save(figure, path)
+
+
+def point_cloud(
+    path: Path,
+    points: np.ndarray,
+    title: str,
+    reference: np.ndarray | None = None,
+    columns: int | None = None,
+) -> None:
+    """Points (N, 2) of the plane, beside as many of the data where there are some.
+
+    Args:
+        path: the .png to write.
+        points: (N, 2).
+        title: above the picture.
+        reference: points of the data.
+        columns: so many points after one another are a way, and joined.
+    """
+    clouds = [("samples", points), *([] if reference is None else [("data", reference)])]
+    figure, axes = new_figure(4.2 * len(clouds), 4.6, len(clouds))
+    reach = 1.1 * float(max(np.abs(cloud).max() for _, cloud in clouds))
+    for i, (name, cloud) in enumerate(clouds):
+        scatter(axes[i], cloud, reach, f"{name}, N = {len(cloud)}")
+    if columns:
+        for start in range(0, len(points), columns):
+            axes[0].plot(*points[start : start + columns].T, color=COLOURS[0], linewidth=0.8)
+    figure.suptitle(wrapped(title, figure), fontsize=10)
+    save(figure, path)
+
+
+def samples(
+    path: Path,
+    x: np.ndarray,
+    title: str,
+    data: np.ndarray,
+    columns: int | None = None,
+) -> None:
+    """Samples of either kind: images (N, H, W, C) as a grid, points (N, 2) beside those of data.
+
+    Args:
+        path: the .png to write.
+        x: the samples.
+        title: above the picture.
+        data: examples, of which as many as there are samples stand beside points.
+        columns: of a grid, or points of a way, where rows have a meaning.
+    """
+    if x.ndim == 2:
+        point_cloud(path, x, title, data[: len(x)], columns)
+    else:
+        image_grid(path, x, title, columns)
 
 
 def image_rows(path: Path, rows: dict[str, np.ndarray], title: str) -> None:

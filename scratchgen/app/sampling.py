@@ -84,14 +84,12 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str, suffi
     """figures/samples.png, and the way to them where it was kept."""
     figures, n = folder / "figures", len(drawn.x)
     path = figures / f"samples{suffix}.png"
-    shown = drawn.x[: plots.MOST_TILES]
-    which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
-    if drawn.x.ndim == 2:
-        known = recipe.part("test").x[:n]
-        diffusion_plots.point_cloud(path, drawn.x, f"{recipe.name}, {said}", known)
-    else:
+    shown, title = drawn.x, f"{recipe.name}, {said}"
+    if drawn.x.ndim > 2:
+        shown = drawn.x[: plots.MOST_TILES]
+        which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
         title = f"{which} ({recipe.shows}), {said}"
-        plots.image_grid(path, shown, title, drawn.columns)
+    plots.samples(path, shown, title, recipe.part("test").x, drawn.columns)
     if drawn.path:
         some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
         between = [""] * (len(some) - 2)

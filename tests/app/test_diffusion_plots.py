@@ -96,15 +96,3 @@ def test_a_label_has_one_colour_in_every_panel(tmp_path):
     )
     assert fixed[0] < learned[0]
     assert fixed[1] > learned[1]
-
-
-def test_few_points_are_seen_and_many_do_not_run_together(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(
-        diffusion_plots,
-        "save",
-        lambda figure, path: sizes.append(figure.axes[0].collections[0].get_sizes().item()),
-    )
-    for n in (1, 32, 500, 4000):
-        diffusion_plots.point_cloud(tmp_path / "cloud.png", np.ones((n, 2)), "title")
-    assert sizes == [20.0, 20.0, 4.0, 2.0]

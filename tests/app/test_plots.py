@@ -83,3 +83,30 @@ def test_no_text_beside_a_curve_lies_on_another_or_leaves_the_picture(
         label, level = text.get_text().split(": ")
         assert float(level) == pytest.approx(lines[label], rel=5e-3)
         assert text.xy[1] >= lines[label], "raised, or beside its line"
+
+
+def test_few_points_are_seen_and_many_do_not_run_together(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        plots,
+        "save",
+        lambda figure, path: sizes.append(figure.axes[0].collections[0].get_sizes().item()),
+    )
+    for n in (1, 32, 500, 4000):
+        plots.point_cloud(tmp_path / "cloud.png", np.ones((n, 2)), "title")
+    assert sizes == [20.0, 20.0, 4.0, 2.0]
+
+
+def test_ways_between_points_are_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    x, data = np.arange(20.0).reshape(10, 2), np.ones((30, 2))
+    plots.samples(tmp_path / "ways.png", x, "title", data, columns=4)
+    plots.samples(tmp_path / "cloud.png", x, "title", data)
+    ways, cloud = ([line.get_xydata() for line in each.axes[0].lines] for each in figures)
+    for found, want in zip(ways, (x[:4], x[4:8], x[8:]), strict=True):
+        np.testing.assert_array_equal(found, want)
+    assert cloud == []
+    for figure in figures:
+        for axes, points in zip(figure.axes, (x, data[:10]), strict=True):
+            np.testing.assert_array_equal(axes.collections[0].get_offsets(), points)

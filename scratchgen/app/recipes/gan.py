@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.app import diffusion_plots, gan_plots, plots
+from scratchgen.app import gan_plots, plots
 from scratchgen.app.recipes import gan_report
 from scratchgen.app.recipes.base import Recipe, Sampled, Sampling
 from scratchgen.app.recipes.classifier import can_be_judged, judge_for
@@ -295,10 +295,7 @@ class GanRecipe(Recipe):
         with self.ema.applied():
             x = self.sample(SHOWN[len(self.shape) > 1], 0, GanSampling()).x
         path, title = folder / "figures" / "generated.png", f"gan after {self.fit.steps_done} steps"
-        if len(self.shape) > 1:
-            plots.image_grid(path, x, title)
-        else:
-            diffusion_plots.point_cloud(path, x, title, self.fitted.x[: len(x)])
+        plots.samples(path, x, title, self.fitted.x)
 
     def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
