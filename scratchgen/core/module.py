@@ -276,11 +276,16 @@ class FlatParameters:
             self._theta[self.table[name].window] = other.theta[source.window]
         self.changed()
 
-    def first_nonfinite(self) -> str | None:
-        """The name of the first parameter that holds a value that is not finite, or None."""
-        xp = namespace(self.theta)
+    def first_nonfinite(self, vector=None) -> str | None:
+        """The name of the first parameter that holds a value that is not finite, or None.
+
+        Args:
+            vector: as long as θ, to look at in its place.
+        """
+        vector = self.theta if vector is None else vector
+        xp = namespace(vector)
         for name, parameter in self.table.items():
-            if not bool(xp.all(xp.isfinite(self.theta[parameter.window]))):
+            if not bool(xp.all(xp.isfinite(vector[parameter.window]))):
                 return name
         return None
 

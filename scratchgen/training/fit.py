@@ -208,10 +208,11 @@ class Fit:
             describe: last logged row -> the few words shown beside the progress.
 
         Raises:
-            NotFinite: as `advance`, or since the last update broke a parameter; a broken state is
-                never saved.
+            NotFinite: as `advance`, or since an update broke a parameter or the optimiser; a broken
+                state is never saved.
         """
         if path and not path.exists():
+            self._require_sound()
             self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
         saved = time.monotonic()
         try:
@@ -219,25 +220,35 @@ class Fit:
                 while self.steps_done < last_step and not received:
                     self.advance()
                     shown(self.steps_done, describe(self.last_row))
-                    late = time.monotonic() - saved > SAVE_EVERY_SECONDS
-                    if path and late and self.broken() is None:
-                        self.save(path, meta or {})
+                    if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                        self._require_sound()
+                        if path:
+                            self.save(path, meta or {})
                         saved = time.monotonic()
         except NotFinite:
             if path and self.broken() is None:
                 self.save(path, meta or {})
             raise
-        if self.broken():
-            raise NotFinite(f"after step {self.steps_done}: {self.broken()} is not finite")
+        self._require_sound()
         if path:
             self.save(path, meta or {})
         if received and self.steps_done < last_step:
             raise KeyboardInterrupt
 
     def broken(self) -> str | None:
-        """The name of a parameter or buffer that is not finite, or None."""
+        """What is not finite of parameters, buffers and what the optimiser remembers, or None.
+
+        The opponent's come after the run's own.
+        """
         theirs = self.opponent.broken() if self.opponent else None
-        return broken(self.params) or (f"the opponent's {theirs}" if theirs else None)
+        ours = broken(self.params, self.optimiser.memory)
+        return ours or (f"the opponent's {theirs}" if theirs else None)
+
+    def _require_sound(self) -> None:
+        what = self.broken()
+        if what:
+            advice = "Try a smaller learning rate"
+            raise NotFinite(f"after step {self.steps_done}: {what} is not finite. {advice}")
 
     @property
     def rows(self) -> list[dict[str, float]]:

@@ -102,8 +102,8 @@ class Opponent:
         return means | {"opponent_gradient_norm": norm}
 
     def broken(self) -> str | None:
-        """The name of a parameter or buffer that is not finite, or None."""
-        return broken(self.params)
+        """What is not finite of parameters, buffers and what the optimiser remembers, or None."""
+        return broken(self.params, self.optimiser.memory)
 
     def state(self) -> dict:
         """What a checkpoint must hold: parameters, buffers and the optimiser's state."""

@@ -142,6 +142,59 @@ def test_a_broken_state_never_replaces_a_good_one(tmp_path):
     assert (tmp_path / "c.npz").read_bytes() == good
 
 
+FLOAT32 = BACKENDS[1]
+
+
+def overflowing(kind=Adam):
+    """A run in float32 one of whose gradients is finite and has an infinite square."""
+    fit = make(FLOAT32)
+    fit.optimiser, loss = kind(fit.params, 0.01), fit.loss
+
+    def huge(step, rows):
+        terms = loss(step, rows)
+        if step == 4:
+            fit.params.grad[fit.params.table["layers.2.weight"].window] = 1e20
+        return terms
+
+    fit.loss = huge
+    return fit
+
+
+@pytest.mark.parametrize("kind", [Adam, RmsProp])
+def test_an_update_that_breaks_the_optimiser_alone_is_not_called_good(kind, tmp_path):
+    """θ, loss and gradient stay finite, but those entries will never move again."""
+    fit = overflowing(kind)
+    fit.until(4, tmp_path / "c.npz", quiet=True)
+    good = (tmp_path / "c.npz").read_bytes()
+    message = "after step 20: optimiser's v of layers.2.weight is not finite. Try a smaller"
+    with np.errstate(over="ignore"), pytest.raises(NotFinite, match=message):
+        fit.until(20, tmp_path / "c.npz", quiet=True)
+    assert fit.params.first_nonfinite() is None
+    assert np.all(np.isfinite(fit.history["square"]))
+    assert (tmp_path / "c.npz").read_bytes() == good
+
+
+def test_nor_is_it_trained_on_for_longer_than_between_two_saves(tmp_path, monkeypatch):
+    """Although nothing that a step computes shows it."""
+    monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
+    for path in (tmp_path / "c.npz", None):
+        fit = overflowing()
+        message = "after step 5: optimiser's v of layers.2.weight is not finite"
+        with np.errstate(over="ignore"), pytest.raises(NotFinite, match=message):
+            fit.until(20, path, quiet=True)
+    resumed = overflowing()
+    resumed.restore(tmp_path / "c.npz")
+    assert resumed.steps_done == 4
+
+
+def test_a_broken_state_is_no_first_checkpoint(tmp_path):
+    fit = make()
+    fit.params.theta[0] = np.nan
+    with pytest.raises(NotFinite, match="after step 0: parameter layers.0.weight is not finite"):
+        fit.until(10, tmp_path / "c.npz", quiet=True)
+    assert not (tmp_path / "c.npz").exists()
+
+
 def test_what_was_learned_so_far_is_saved_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
     fit, again = make(), make()
