@@ -87,7 +87,8 @@ class Fit:
         loss: (step, rows) -> {term: (n,)} in the model's units; evaluates those rows of that step's
             batch and runs the pullback of their share of the batch mean.
         batch_size: the number of rows in a batch.
-        every: steps averaged into one logged row.
+        every: steps averaged into one logged row; one that a stop cut may hold more or fewer steps
+            if the run goes on with another number.
         ema: an average of the weights to keep, or None.
         workers: who evaluates the rows.
         within: makes a context in which each step's loss is evaluated, such as
@@ -98,6 +99,9 @@ class Fit:
         opponent: learns before each step, such as the discriminator of a GAN; its terms are logged
             beside the run's own, which have other names, and control sees both; so are the norms of
             both sides' gradients, for one that vanishes is how such a game goes wrong.
+
+    Raises:
+        ValueError: a number is not positive.
     """
 
     def __init__(
@@ -115,6 +119,8 @@ class Fit:
         guard: Guard | None = None,
         opponent: Opponent | None = None,
     ):
+        if batch_size < 1 or every < 1:
+            raise ValueError(f"need batch_size ≥ 1 and every ≥ 1, got {batch_size} and {every}")
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
         self.workers: Workers = workers or Solo()
@@ -166,9 +172,8 @@ class Fit:
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + mean
         if self.steps_done % self.every == 0:
-            self._log("step", self.steps_done)
-            for name, total in self._sums.items():
-                self._log(name, total / self.every)
+            for name, value in self._pending_row().items():
+                self.history.setdefault(name, []).append(value)
             self._sums = {}
 
     @contextmanager
@@ -264,7 +269,12 @@ class Fit:
         """
         if self.history:
             return {name: values[-1] for name, values in self.history.items()}
-        means = {name: total / self.steps_done for name, total in self._sums.items()}
+        return self._pending_row()
+
+    def _pending_row(self) -> dict[str, float]:
+        """The row of the steps since the last logged one."""
+        steps = self.steps_done - (self.history["step"][-1] if self.history else 0)
+        means = {name: total / steps for name, total in self._sums.items()}
         return {"step": self.steps_done, **means}
 
     def save(self, path: Path, meta: dict) -> None:
@@ -311,9 +321,6 @@ class Fit:
             "guard": self.guard,
             "opponent": self.opponent,
         }
-
-    def _log(self, name: str, value: float) -> None:
-        self.history.setdefault(name, []).append(value)
 
 
 def restore_parameters(

@@ -142,6 +142,33 @@ def test_a_broken_state_never_replaces_a_good_one(tmp_path):
     assert (tmp_path / "c.npz").read_bytes() == good
 
 
+@pytest.mark.parametrize("then", [5, 7, 1, 20])
+def test_an_interval_that_a_resumed_run_cuts_otherwise_is_averaged_over_its_own_steps(
+    then, tmp_path
+):
+    """Fourteen steps are logged and three begun; whoever goes on may log more or less often."""
+    first, second, each = make(every=7), make(every=then), make(every=1)
+    first.until(17, tmp_path / "c.npz", quiet=True)
+    second.restore(tmp_path / "c.npz")
+    assert second.last_row == first.last_row
+    for fit in (second, each):
+        fit.until(60, quiet=True)
+    ends = [0, *(int(step) for step in second.history["step"])]
+    assert ends[:4] == [0, 7, 14, 17 + then - 17 % then]
+    assert ends[4:] == list(range(ends[3] + then, 61, then))
+    squares = each.history["square"]
+    means = [np.mean(squares[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    np.testing.assert_allclose(second.history["square"], means, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("every", "batch_size"), [(0, 4), (-3, 4), (50, 0)])
+def test_arguments_are_checked(every, batch_size):
+    net = Net()
+    params = bound(net)
+    with pytest.raises(ValueError, match=f"≥ 1, got {batch_size} and {every}"):
+        Fit(net, params, Adam(params), lambda step, rows: {}, batch_size, every)
+
+
 FLOAT32 = BACKENDS[1]
 
 
