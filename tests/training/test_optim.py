@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scratchgen.core.module import FlatParameters, StalePullback
 from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Linear
+from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.optim import (
     Adam,
@@ -299,6 +300,13 @@ def test_the_norm_neither_overflows_nor_underflows(born, scale):
     np.testing.assert_allclose(host(params.grad), scale * g, rtol=tolerance(born))
 
 
+@on_every_backend
+def test_the_norm_of_no_gradient_is_0(born):
+    params = FlatParameters(Sequential(), Stream(0, born))
+    assert params.grad.shape == (0,)
+    assert global_norm(params) == 0.0
+
+
 def test_the_norm_of_what_is_not_finite_is_not_finite():
     params = bound(Linear(3, 2))
     assert global_norm(params) == 0.0
@@ -349,6 +357,11 @@ def test_the_schedule_rises_then_falls():
     assert all(rate(s) >= rate(s + 1) for s in range(10, 110))
 
 
+def test_the_schedule_may_be_flat():
+    rate = warmup_cosine(0.3, steps=10, floor=0.3)
+    assert [rate(step) for step in range(11)] == pytest.approx([0.3] * 11)
+
+
 def test_the_schedule_begins_at_its_peak_and_ends_at_zero_unless_told_otherwise():
     rate = warmup_cosine(3.0, steps=100)
     assert (rate(0), rate(50), rate(100)) == pytest.approx((3.0, 1.5, 0.0))
@@ -359,13 +372,19 @@ def test_the_schedule_begins_at_its_peak_and_ends_at_zero_unless_told_otherwise(
     [
         lambda p: Adam(p, lr=-1.0),
         lambda p: Adam(p, lr=0.0),
+        lambda p: Adam(p, lr=float("nan")),
+        lambda p: Adam(p, lr=float("inf")),
         lambda p: Adam(p, beta1=1.0),
         lambda p: Adam(p, beta1=-0.1),
         lambda p: Adam(p, beta2=1.0),
         lambda p: Adam(p, beta2=-0.1),
         lambda p: Adam(p, tiny=0.0),
+        lambda p: Adam(p, tiny=float("inf")),
         lambda p: Adam(p, weight_decay=-1.0),
+        lambda p: Adam(p, weight_decay=float("nan")),
+        lambda p: Adam(p, weight_decay=float("inf")),
         lambda p: RmsProp(p, lr=0.0),
+        lambda p: RmsProp(p, lr=float("inf")),
         lambda p: RmsProp(p, rho=1.0),
         lambda p: RmsProp(p, rho=-0.1),
         lambda p: RmsProp(p, tiny=0.0),
@@ -373,6 +392,13 @@ def test_the_schedule_begins_at_its_peak_and_ends_at_zero_unless_told_otherwise(
         lambda p: clip_by_global_norm(p, 0.0),
         lambda p: warmup_cosine(1.0, steps=5, warmup=5),
         lambda p: warmup_cosine(1.0, steps=5, warmup=-1),
+        lambda p: warmup_cosine(0.0, steps=5),
+        lambda p: warmup_cosine(-1.0, steps=5),
+        lambda p: warmup_cosine(float("nan"), steps=5),
+        lambda p: warmup_cosine(float("inf"), steps=5),
+        lambda p: warmup_cosine(1.0, steps=5, floor=-0.1),
+        lambda p: warmup_cosine(1.0, steps=5, floor=1.1),
+        lambda p: warmup_cosine(1.0, steps=5, floor=float("nan")),
     ],
 )
 def test_arguments_are_checked(wrong):
