@@ -1,4 +1,4 @@
-"""Adam, RMSProp, weight averages, gradient clipping and learning rates, on one flat vector."""
+"""Adam, RMSProp, weight averages, the gradient's norm and learning rates, on one flat vector."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -247,20 +247,6 @@ def global_norm(params: FlatParameters) -> float:
     if 0.0 < norm < inf:  # else that is the norm
         scaled = g / norm  # whose squares cannot overflow
         norm *= sqrt(float(xp.sum(scaled * scaled)))
-    return norm
-
-
-def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
-    """Scale the gradient down to Euclidean norm `limit` if it is longer; return its former norm.
-
-    Raises:
-        ValueError: the limit is not positive.
-    """
-    if not limit > 0.0:
-        raise ValueError(f"the norm limit must be positive, got {limit}")
-    norm = global_norm(params)
-    if limit < norm < float("inf"):  # what is not finite cannot be shortened
-        params.grad *= limit / norm
     return norm
 
 
