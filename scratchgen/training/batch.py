@@ -7,7 +7,7 @@ from typing import Any
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import FlatParameters, Module, observed
-from scratchgen.core.parallel import Shard, Solo, Workers
+from scratchgen.core.parallel import SOLO, Shard, Workers
 
 
 class NotFinite(ArithmeticError):
@@ -102,5 +102,5 @@ def _first_nonfinite_layer(module, params, shard, batch_size) -> str | None:
             found.append(f"{names.get(id(parent), '')}.{name}".lstrip("."))
 
     with observed(look), params.frozen():  # alone, so that "first" has a meaning
-        Solo().run(params, shard, batch_size)
+        SOLO.run(params, shard, batch_size)
     return found[0] if found else None

@@ -21,7 +21,7 @@ import numpy as np
 
 from scratchgen.core.arrays import to_host
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
 from scratchgen.training.batch import NotFinite, batch_means, broken
@@ -123,7 +123,7 @@ class Fit:
             raise ValueError(f"need batch_size ≥ 1 and every ≥ 1, got {batch_size} and {every}")
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
-        self.workers: Workers = workers or Solo()
+        self.workers: Workers = workers or SOLO
         self.within, self.control, self.guard = within, control, guard
         self.opponent = opponent
         self.steps_done = 0

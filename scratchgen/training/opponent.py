@@ -17,11 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.training.batch import batch_means, broken
 from scratchgen.training.optim import Optimiser, global_norm
-
-SOLO = Solo()
 
 
 class Opponent:

@@ -7,10 +7,8 @@ from math import cos, inf, pi, sqrt
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import FlatParameters
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.core.twins import readable
-
-SOLO = Solo()
 
 
 class Optimiser(ABC):

@@ -12,13 +12,7 @@ from scratchgen.core.streams import Stream
 from scratchgen.layers.affine import Linear
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
-from scratchgen.training.optim import (
-    Adam,
-    Ema,
-    RmsProp,
-    global_norm,
-    warmup_cosine,
-)
+from scratchgen.training.optim import Adam, Ema, RmsProp, global_norm, warmup_cosine
 
 from support import BACKENDS, NUMPY, bound, host, normals, on_every_backend, tolerance
 
@@ -197,15 +191,10 @@ def test_a_checkpoint_holds_each_average_under_its_name(seed, beta1, beta2):
 class Cutting:
     """Workers that update any parts of the vectors, one after the other."""
 
-    rank, size = 0, 1
-
     def __init__(self, cuts):
         self.cuts, self.calls = sorted(cuts), 0
 
     def run(self, params, shard, batch_size):
-        raise NotImplementedError
-
-    def broadcast(self, array):
         raise NotImplementedError
 
     def elementwise(self, update, *vectors):
