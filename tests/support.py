@@ -95,8 +95,6 @@ class Spy:
 class Halves:
     """Workers that evaluate one half of the batch after the other, as threads would."""
 
-    rank, size = 0, 1
-
     def run(self, params, shard, batch_size):
         parts = [shard(slice(0, batch_size // 2)), shard(slice(batch_size // 2, batch_size))]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -85,10 +85,11 @@ class Reading:
             StalePullback: it has changed since.
         """
         value = self.value
-        version, known = self._owner.derived.get((self._window.start, name), (None, None))
+        key = (self._window.start, value.shape, name)  # parameters without numbers share a start
+        version, known = self._owner.derived.get(key, (None, None))
         if version != self._version:
             known = compute(value)
-            self._owner.derived[self._window.start, name] = (self._version, known)
+            self._owner.derived[key] = (self._version, known)
         return known
 
     @property
@@ -218,11 +219,16 @@ class FlatParameters:
 
     @property
     def theta(self):
-        """θ, a vector. Whoever changes it in place calls `changed` afterwards."""
+        """θ, a vector. Whoever changes it in place calls `changed` afterwards.
+
+        It may be replaced too, by a vector as long; another raises ValueError.
+        """
         return self._theta
 
     @theta.setter
     def theta(self, theta) -> None:
+        if theta.shape != self._theta.shape:
+            raise ValueError(f"θ must keep the shape {self._theta.shape}, got {theta.shape}")
         self._theta = theta
         self.changed()
 
@@ -276,11 +282,16 @@ class FlatParameters:
             self._theta[self.table[name].window] = other.theta[source.window]
         self.changed()
 
-    def first_nonfinite(self) -> str | None:
-        """The name of the first parameter that holds a value that is not finite, or None."""
-        xp = namespace(self.theta)
+    def first_nonfinite(self, vector=None) -> str | None:
+        """The name of the first parameter that holds a value that is not finite, or None.
+
+        Args:
+            vector: as long as θ, to look at in its place.
+        """
+        vector = self.theta if vector is None else vector
+        xp = namespace(vector)
         for name, parameter in self.table.items():
-            if not bool(xp.all(xp.isfinite(self.theta[parameter.window]))):
+            if not bool(xp.all(xp.isfinite(vector[parameter.window]))):
                 return name
         return None
 

@@ -1,9 +1,8 @@
 """Run a loss on shards of the batch and sum the gradients.
 
-A worker group has five doors: `rank` and `size`; `run`, which evaluates a loss on this group's
-share of the rows of a batch and leaves the whole batch's gradient in `params.grad`; `elementwise`,
-by which an optimiser updates its vectors; and `broadcast`, which gives every worker the values of
-the first. `Solo` is the group of one.
+A worker group has two doors: `run`, which evaluates a loss on the rows of a batch and leaves the
+whole batch's gradient in `params.grad`, and `elementwise`, by which an optimiser updates its
+vectors. `Solo` is the group of one.
 
 Noise is keyed by row (core/streams.py), so N workers draw what one would, and their gradients sum
 to the same gradient up to the order of summation.
@@ -21,9 +20,6 @@ Shard = Callable[[slice], Terms]
 class Workers(Protocol):
     """What a training loop asks of a group of workers."""
 
-    rank: int
-    size: int
-
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
         """Evaluate shard(rows) over rows 0..batch_size-1 and sum the gradients into params.grad.
 
@@ -34,7 +30,7 @@ class Workers(Protocol):
             batch_size: the number of rows of the whole batch.
 
         Returns:
-            The terms of the rows this process evaluated, in order.
+            The terms of all rows, in order.
         """
 
     def elementwise(self, update: Callable[..., None], *vectors) -> None:
@@ -45,14 +41,9 @@ class Workers(Protocol):
             vectors: of one length.
         """
 
-    def broadcast(self, array) -> None:
-        """Overwrite `array` in place with the first worker's values."""
-
 
 class Solo:
     """One worker: the whole batch is its shard."""
-
-    rank, size = 0, 1
 
     def run(self, params: FlatParameters, shard: Shard, batch_size: int) -> Terms:
         """Evaluate the whole batch; its pullback adds to params.grad directly."""
@@ -62,5 +53,5 @@ class Solo:
         """All at once."""
         update(*vectors)
 
-    def broadcast(self, array) -> None:
-        """Nothing to do: there is no one else."""
+
+SOLO = Solo()

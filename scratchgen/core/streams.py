@@ -30,10 +30,13 @@ class Stream:
     Args:
         seed: any integer; the root of the path.
         backend: where the numbers are born.
+
+    Raises:
+        TypeError: the seed is no integer.
     """
 
     def __init__(self, seed: int, backend: Backend):
-        self.path: tuple = (int(seed),)
+        self.path: tuple = (_seed(seed),)
         self.backend, self.first_row = backend, 0
 
     def at(self, *names: str | int) -> "Stream":
@@ -76,6 +79,12 @@ class Stream:
         for i in range(0, len(drawn) if shape[0] else 0, BLOCK):
             draw(_generator(key, first + i // BLOCK), out=drawn[i : i + BLOCK])
         return drawn[self.first_row % BLOCK :]
+
+
+def _seed(seed) -> int:
+    if isinstance(seed, Integral):
+        return int(seed)
+    raise TypeError(f"a stream's seed must be a whole number, got {seed!r}")
 
 
 def _name(name) -> str | int:

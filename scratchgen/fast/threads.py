@@ -40,8 +40,6 @@ class Threads:
         ValueError: fewer than 1 thread.
     """
 
-    rank, size = 0, 1
-
     def __init__(self, count: int):
         self.count = index(count)
         if count < 1:
@@ -83,9 +81,6 @@ class Threads:
         """Update equal parts of the vectors side by side; see `Workers.elementwise`."""
         parts = _parts(vectors[0].size, max(1, min(self.count, vectors[0].size // LEAST)))
         self._together(lambda k: update(*(v[parts[k]] for v in vectors)), len(parts))
-
-    def broadcast(self, array) -> None:
-        """Nothing to do: threads share their memory."""
 
     def _together(self, work: Callable[[int], Any], count: int) -> list:
         """[work(0), ..., work(count - 1)], the first in this thread and each other in its own."""

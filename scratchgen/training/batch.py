@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import isfinite
+from typing import Any
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import FlatParameters, Module, observed
-from scratchgen.core.parallel import Shard, Solo, Workers
+from scratchgen.core.parallel import SOLO, Shard, Workers
 
 
 class NotFinite(ArithmeticError):
@@ -53,14 +54,28 @@ def batch_means(
     return means
 
 
-def broken(params: FlatParameters) -> str | None:
-    """The name of a parameter or buffer that is not finite, or None."""
+def broken(params: FlatParameters, memory: dict[str, Any]) -> str | None:
+    """What of a run's state is not finite, by name, or None.
+
+    A gradient may be finite and its square not. Then a parameter stands still from there on, while
+    θ and every loss look sound: only the optimiser's memory shows it.
+
+    Args:
+        params: parameters and buffers.
+        memory: name -> vector like θ that their optimiser remembers.
+    """
     for name, buffer in params.buffers.items():
         xp = namespace(buffer.value)
         if not bool(xp.all(xp.isfinite(buffer.value))):
             return f"buffer {name}"
     parameter = params.first_nonfinite()
-    return f"parameter {parameter}" if parameter else None
+    if parameter:
+        return f"parameter {parameter}"
+    for name, vector in memory.items():
+        parameter = params.first_nonfinite(vector)
+        if parameter:
+            return f"optimiser's {name} of {parameter}"
+    return None
 
 
 def _mean(term) -> float:
@@ -87,5 +102,5 @@ def _first_nonfinite_layer(module, params, shard, batch_size) -> str | None:
             found.append(f"{names.get(id(parent), '')}.{name}".lstrip("."))
 
     with observed(look), params.frozen():  # alone, so that "first" has a meaning
-        Solo().run(params, shard, batch_size)
+        SOLO.run(params, shard, batch_size)
     return found[0] if found else None

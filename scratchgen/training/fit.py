@@ -21,7 +21,7 @@ import numpy as np
 
 from scratchgen.core.arrays import to_host
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.core.streams import Stream
 from scratchgen.training import checkpoint
 from scratchgen.training.batch import NotFinite, batch_means, broken
@@ -87,7 +87,8 @@ class Fit:
         loss: (step, rows) -> {term: (n,)} in the model's units; evaluates those rows of that step's
             batch and runs the pullback of their share of the batch mean.
         batch_size: the number of rows in a batch.
-        every: steps averaged into one logged row.
+        every: steps averaged into one logged row; one that a stop cut may hold more or fewer steps
+            if the run goes on with another number.
         ema: an average of the weights to keep, or None.
         workers: who evaluates the rows.
         within: makes a context in which each step's loss is evaluated, such as
@@ -98,6 +99,9 @@ class Fit:
         opponent: learns before each step, such as the discriminator of a GAN; its terms are logged
             beside the run's own, which have other names, and control sees both; so are the norms of
             both sides' gradients, for one that vanishes is how such a game goes wrong.
+
+    Raises:
+        ValueError: a number is not positive.
     """
 
     def __init__(
@@ -115,9 +119,11 @@ class Fit:
         guard: Guard | None = None,
         opponent: Opponent | None = None,
     ):
+        if batch_size < 1 or every < 1:
+            raise ValueError(f"need batch_size ≥ 1 and every ≥ 1, got {batch_size} and {every}")
         self.module, self.params, self.optimiser, self.loss = module, params, optimiser, loss
         self.batch_size, self.every, self.ema = batch_size, every, ema
-        self.workers: Workers = workers or Solo()
+        self.workers: Workers = workers or SOLO
         self.within, self.control, self.guard = within, control, guard
         self.opponent = opponent
         self.steps_done = 0
@@ -166,9 +172,8 @@ class Fit:
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + mean
         if self.steps_done % self.every == 0:
-            self._log("step", self.steps_done)
-            for name, total in self._sums.items():
-                self._log(name, total / self.every)
+            for name, value in self._pending_row().items():
+                self.history.setdefault(name, []).append(value)
             self._sums = {}
 
     @contextmanager
@@ -208,10 +213,11 @@ class Fit:
             describe: last logged row -> the few words shown beside the progress.
 
         Raises:
-            NotFinite: as `advance`, or since the last update broke a parameter; a broken state is
-                never saved.
+            NotFinite: as `advance`, or since an update broke a parameter or the optimiser; a broken
+                state is never saved.
         """
         if path and not path.exists():
+            self._require_sound()
             self.save(path, meta or {})  # so that a run that is killed at once can be resumed too
         saved = time.monotonic()
         try:
@@ -219,25 +225,35 @@ class Fit:
                 while self.steps_done < last_step and not received:
                     self.advance()
                     shown(self.steps_done, describe(self.last_row))
-                    late = time.monotonic() - saved > SAVE_EVERY_SECONDS
-                    if path and late and self.broken() is None:
-                        self.save(path, meta or {})
+                    if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                        self._require_sound()
+                        if path:
+                            self.save(path, meta or {})
                         saved = time.monotonic()
         except NotFinite:
             if path and self.broken() is None:
                 self.save(path, meta or {})
             raise
-        if self.broken():
-            raise NotFinite(f"after step {self.steps_done}: {self.broken()} is not finite")
+        self._require_sound()
         if path:
             self.save(path, meta or {})
         if received and self.steps_done < last_step:
             raise KeyboardInterrupt
 
     def broken(self) -> str | None:
-        """The name of a parameter or buffer that is not finite, or None."""
+        """What is not finite of parameters, buffers and what the optimiser remembers, or None.
+
+        The opponent's come after the run's own.
+        """
         theirs = self.opponent.broken() if self.opponent else None
-        return broken(self.params) or (f"the opponent's {theirs}" if theirs else None)
+        ours = broken(self.params, self.optimiser.memory)
+        return ours or (f"the opponent's {theirs}" if theirs else None)
+
+    def _require_sound(self) -> None:
+        what = self.broken()
+        if what:
+            advice = "Try a smaller learning rate"
+            raise NotFinite(f"after step {self.steps_done}: {what} is not finite. {advice}")
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -253,7 +269,12 @@ class Fit:
         """
         if self.history:
             return {name: values[-1] for name, values in self.history.items()}
-        means = {name: total / self.steps_done for name, total in self._sums.items()}
+        return self._pending_row()
+
+    def _pending_row(self) -> dict[str, float]:
+        """The row of the steps since the last logged one."""
+        steps = self.steps_done - (self.history["step"][-1] if self.history else 0)
+        means = {name: total / steps for name, total in self._sums.items()}
         return {"step": self.steps_done, **means}
 
     def save(self, path: Path, meta: dict) -> None:
@@ -300,9 +321,6 @@ class Fit:
             "guard": self.guard,
             "opponent": self.opponent,
         }
-
-    def _log(self, name: str, value: float) -> None:
-        self.history.setdefault(name, []).append(value)
 
 
 def restore_parameters(

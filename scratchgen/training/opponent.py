@@ -17,11 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.training.batch import batch_means, broken
 from scratchgen.training.optim import Optimiser, global_norm
-
-SOLO = Solo()
 
 
 class Opponent:
@@ -102,8 +100,8 @@ class Opponent:
         return means | {"opponent_gradient_norm": norm}
 
     def broken(self) -> str | None:
-        """The name of a parameter or buffer that is not finite, or None."""
-        return broken(self.params)
+        """What is not finite of parameters, buffers and what the optimiser remembers, or None."""
+        return broken(self.params, self.optimiser.memory)
 
     def state(self) -> dict:
         """What a checkpoint must hold: parameters, buffers and the optimiser's state."""

@@ -1,16 +1,14 @@
-"""Adam, RMSProp, weight averages, gradient clipping and learning rates, on one flat vector."""
+"""Adam, RMSProp, weight averages, the gradient's norm and learning rates, on one flat vector."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
-from math import cos, pi, sqrt
+from math import cos, inf, pi, sqrt
 
 from scratchgen.core.arrays import namespace
 from scratchgen.core.module import FlatParameters
-from scratchgen.core.parallel import Solo, Workers
+from scratchgen.core.parallel import SOLO, Workers
 from scratchgen.core.twins import readable
-
-SOLO = Solo()
 
 
 class Optimiser(ABC):
@@ -29,10 +27,10 @@ class Optimiser(ABC):
     def __init__(
         self, params: FlatParameters, lr: float | Callable[[int], float], tiny: float, *names: str
     ):
-        if not callable(lr) and not lr > 0.0:
-            raise ValueError(f"the learning rate must be positive, got {lr}")
-        if not tiny > 0.0:
-            raise ValueError(f"tiny must be positive, got {tiny}")
+        if not callable(lr) and not 0.0 < lr < inf:
+            raise ValueError(f"the learning rate must be positive and finite, got {lr}")
+        if not 0.0 < tiny < inf:
+            raise ValueError(f"tiny must be positive and finite, got {tiny}")
         self.params, self.tiny, self.steps = params, tiny, 0
         self.lr = lr if callable(lr) else lambda step: lr
         zeros_like = namespace(params.theta).zeros_like
@@ -97,8 +95,8 @@ class Adam(Optimiser):
         super().__init__(params, lr, tiny, "m", "v")
         if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {beta1} and {beta2}")
-        if weight_decay < 0.0:
-            raise ValueError(f"the weight decay must not be negative, got {weight_decay}")
+        if not 0.0 <= weight_decay < inf:
+            raise ValueError(f"the weight decay must be finite and ≥ 0, got {weight_decay}")
         self.m, self.v = self.memory.values()
         self.beta1, self.beta2, self.weight_decay = beta1, beta2, weight_decay
 
@@ -243,24 +241,10 @@ class Ema:
 def global_norm(params: FlatParameters) -> float:
     """The Euclidean norm of the gradient, without overflow; not finite if an entry is not."""
     g, xp = params.grad, namespace(params.grad)
-    norm = float(xp.max(xp.abs(g)))
-    if 0.0 < norm < float("inf"):  # else that is the norm
+    norm = float(xp.max(xp.abs(g))) if g.shape[0] else 0.0
+    if 0.0 < norm < inf:  # else that is the norm
         scaled = g / norm  # whose squares cannot overflow
         norm *= sqrt(float(xp.sum(scaled * scaled)))
-    return norm
-
-
-def clip_by_global_norm(params: FlatParameters, limit: float) -> float:
-    """Scale the gradient down to Euclidean norm `limit` if it is longer; return its former norm.
-
-    Raises:
-        ValueError: the limit is not positive.
-    """
-    if not limit > 0.0:
-        raise ValueError(f"the norm limit must be positive, got {limit}")
-    norm = global_norm(params)
-    if limit < norm < float("inf"):  # what is not finite cannot be shortened
-        params.grad *= limit / norm
     return norm
 
 
@@ -268,17 +252,19 @@ def warmup_cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0):
     """A learning rate that rises linearly for `warmup` steps, then falls along half a cosine.
 
     Args:
-        peak: the rate at the end of the warm-up.
+        peak: the rate at the end of the warm-up, > 0.
         steps: the length of the whole run, at which the rate reaches `floor`.
         warmup: 0 ≤ warmup < steps.
-        floor: the last rate.
+        floor: the last rate, 0 ≤ floor ≤ peak.
 
     Returns:
         step 0, 1, ... -> rate.
 
     Raises:
-        ValueError: the warm-up is not shorter than the run.
+        ValueError: the warm-up is not shorter than the run, or a rate is outside its range.
     """
+    if not (0.0 <= floor <= peak and 0.0 < peak < inf):
+        raise ValueError(f"need 0 ≤ floor ≤ peak and 0 < peak < inf, got {floor} and {peak}")
     if not 0 <= warmup < steps:
         raise ValueError(f"need 0 ≤ warmup < steps, got warmup {warmup} and steps {steps}")
 

@@ -1,5 +1,6 @@
 """core/module.py: the flat vector, readings, buffers, observers."""
 
+import re
 import threading
 
 import numpy as np
@@ -74,6 +75,18 @@ def test_a_frozen_pullback_refuses_another_theta_too():
     params.theta = 2.0 * params.theta
     with params.frozen(), pytest.raises(StalePullback):
         pullback(y)
+
+
+@on_every_backend
+@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+def test_theta_keeps_its_length(born, shape):
+    """A window on a longer vector would show the wrong numbers, and nobody would notice."""
+    params = bound(Linear(2, 2), born=born)
+    theta, version = params.theta, params.version
+    with pytest.raises(ValueError, match=f"the shape .6,., got {re.escape(str(shape))}"):
+        params.theta = born.zeros(shape)
+    assert params.theta is theta
+    assert params.version == version
 
 
 def test_a_reading_refuses_to_be_read_at_another_theta():
@@ -260,6 +273,16 @@ class TestDerived:
         assert len(self.computed) == 9
         halved = self.weight.read().derived("half", lambda value: 0.5 * value)
         np.testing.assert_array_equal(halved, 0.5 * self.weight.read().value)
+
+    def test_a_parameter_without_numbers_does_not_share_its_neighbour_s(self):
+        """Nor that of another shape without numbers: all of them begin at one place."""
+        shapes = [(0, 3), (2, 0), (3,), (1, 3)]
+        net = Module()
+        net.parts = [Parameter(shape, Stream.normal) for shape in shapes]
+        FlatParameters(net, Stream(0, NUMPY))
+        for part in net.parts:
+            assert self.doubled(part).shape == part.shape
+        assert len(self.computed) == 4
 
     def test_another_vector_has_its_own(self):
         first = self.doubled(self.weight)

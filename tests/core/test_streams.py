@@ -70,6 +70,18 @@ def test_every_backend_sees_the_same_noise(born):
     np.testing.assert_array_equal(host(Stream(7, born).at("eps").normal(shape)), want)
 
 
+@pytest.mark.parametrize("seed", [1.0, 1.7, "7", None, np.float64(3.0), float("nan")])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(TypeError, match="seed must be a whole number, got"):
+        Stream(seed, NUMPY)
+
+
+@given(seeds())
+def test_a_whole_number_is_a_seed_whatever_its_type(seed):
+    want = Stream(seed, NUMPY).normal((2,))
+    np.testing.assert_array_equal(Stream(np.uint64(seed), NUMPY).normal((2,)), want)
+
+
 def test_keys_say_exactly_what_they_are():
     stream = Stream(0, NUMPY)
     np.testing.assert_array_equal(stream.at(np.int64(3)).normal((2,)), stream.at(3).normal((2,)))

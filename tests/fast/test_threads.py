@@ -208,13 +208,6 @@ def test_long_vectors_are_updated_by_several_threads_and_short_ones_by_the_calle
     assert seen == {threads.LEAST: [threads.LEAST], 3 * threads.LEAST: 3 * [threads.LEAST]}
 
 
-def test_it_is_one_process_with_one_memory():
-    group, vector = GROUPS[2], np.ones(3)
-    assert (group.rank, group.size, group.count) == (0, 1, 2)
-    assert group.broadcast(vector) is None
-    np.testing.assert_array_equal(vector, 1.0)
-
-
 @pytest.mark.parametrize("count", [0, -3])
 def test_a_group_has_at_least_one_thread(count):
     with pytest.raises(ValueError, match=f"at least 1, got {count}"):

@@ -1,7 +1,6 @@
 """The mutants that are let live: still there, few, and no different from the original."""
 
 import tomllib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,17 +34,6 @@ def discretised_normal_nll(f):
     nll, pullback = f(np.zeros(INPUTS), -c * sigma, 2.0 * np.log(sigma), 17)
     d_mean, d_logvar = pullback(np.ones(INPUTS))
     return np.concatenate([nll, 1.0 - d_mean * sigma, 1.0 - d_logvar])  # both are 1 or more
-
-
-def clip_by_global_norm(f):
-    """Every other gradient is exactly as long as the limit."""
-    ends = []
-    for i, g in enumerate(np.stack([uniform(-1.0, 1.0), uniform(-1.0, 1.0, key=1)], axis=-1)):
-        params, largest = SimpleNamespace(grad=1.0 * g), np.abs(g).max()
-        norm = largest * np.sqrt(np.sum((g / largest) ** 2))
-        assert f(params, norm if i % 2 else 0.5) == norm
-        ends.append(params.grad)
-    return np.concatenate(ends)
 
 
 # what a constant's mutants are seen through

@@ -14,6 +14,7 @@ from scratchgen.layers.affine import Linear, zero_values
 from scratchgen.layers.combinators import Sequential
 from scratchgen.testing.strategies import seeds
 from scratchgen.training.batch import NotFinite, batch_means, broken
+from scratchgen.training.optim import Adam
 
 from support import NUMPY, Halves, bound, host, normals, on_every_backend, tolerance
 
@@ -114,9 +115,15 @@ def test_what_failed_leaves_no_gradient():
 @on_every_backend
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_broken_is_named(born, value):
+    """What an optimiser remembers last, as a parameter that is broken breaks that too."""
     r = Regression(born.asarray(normals(1, 4, 3)), born)
-    assert broken(r.params) is None
+    adam = Adam(r.params)
+    assert broken(r.params, adam.memory) is None
+    adam.v[r.params.table["layers.2.bias"].window] = value
+    assert broken(r.params, adam.memory) == "optimiser's v of layers.2.bias"
+    adam.m[r.params.table["layers.2.weight"].window] = value
+    assert broken(r.params, adam.memory) == "optimiser's m of layers.2.weight"
     r.params.theta[r.params.table["layers.2.weight"].window] = value
-    assert broken(r.params) == "parameter layers.2.weight"
+    assert broken(r.params, adam.memory) == "parameter layers.2.weight"
     r.net.seen.value = born.asarray(np.array([0.0, value]))
-    assert broken(r.params) == "buffer seen"
+    assert broken(r.params, adam.memory) == "buffer seen"

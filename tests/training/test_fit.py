@@ -142,6 +142,86 @@ def test_a_broken_state_never_replaces_a_good_one(tmp_path):
     assert (tmp_path / "c.npz").read_bytes() == good
 
 
+@pytest.mark.parametrize("then", [5, 7, 1, 20])
+def test_an_interval_that_a_resumed_run_cuts_otherwise_is_averaged_over_its_own_steps(
+    then, tmp_path
+):
+    """Fourteen steps are logged and three begun; whoever goes on may log more or less often."""
+    first, second, each = make(every=7), make(every=then), make(every=1)
+    first.until(17, tmp_path / "c.npz", quiet=True)
+    second.restore(tmp_path / "c.npz")
+    assert second.last_row == first.last_row
+    for fit in (second, each):
+        fit.until(60, quiet=True)
+    ends = [0, *(int(step) for step in second.history["step"])]
+    assert ends[:4] == [0, 7, 14, 17 + then - 17 % then]
+    assert ends[4:] == list(range(ends[3] + then, 61, then))
+    squares = each.history["square"]
+    means = [np.mean(squares[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    np.testing.assert_allclose(second.history["square"], means, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("every", "batch_size"), [(0, 4), (-3, 4), (50, 0)])
+def test_arguments_are_checked(every, batch_size):
+    net = Net()
+    params = bound(net)
+    with pytest.raises(ValueError, match=f"≥ 1, got {batch_size} and {every}"):
+        Fit(net, params, Adam(params), lambda step, rows: {}, batch_size, every)
+
+
+FLOAT32 = BACKENDS[1]
+
+
+def overflowing(kind=Adam):
+    """A run in float32 one of whose gradients is finite and has an infinite square."""
+    fit = make(FLOAT32)
+    fit.optimiser, loss = kind(fit.params, 0.01), fit.loss
+
+    def huge(step, rows):
+        terms = loss(step, rows)
+        if step == 4:
+            fit.params.grad[fit.params.table["layers.2.weight"].window] = 1e20
+        return terms
+
+    fit.loss = huge
+    return fit
+
+
+@pytest.mark.parametrize("kind", [Adam, RmsProp])
+def test_an_update_that_breaks_the_optimiser_alone_is_not_called_good(kind, tmp_path):
+    """θ, loss and gradient stay finite, but those entries will never move again."""
+    fit = overflowing(kind)
+    fit.until(4, tmp_path / "c.npz", quiet=True)
+    good = (tmp_path / "c.npz").read_bytes()
+    message = "after step 20: optimiser's v of layers.2.weight is not finite. Try a smaller"
+    with np.errstate(over="ignore"), pytest.raises(NotFinite, match=message):
+        fit.until(20, tmp_path / "c.npz", quiet=True)
+    assert fit.params.first_nonfinite() is None
+    assert np.all(np.isfinite(fit.history["square"]))
+    assert (tmp_path / "c.npz").read_bytes() == good
+
+
+def test_nor_is_it_trained_on_for_longer_than_between_two_saves(tmp_path, monkeypatch):
+    """Although nothing that a step computes shows it."""
+    monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
+    for path in (tmp_path / "c.npz", None):
+        fit = overflowing()
+        message = "after step 5: optimiser's v of layers.2.weight is not finite"
+        with np.errstate(over="ignore"), pytest.raises(NotFinite, match=message):
+            fit.until(20, path, quiet=True)
+    resumed = overflowing()
+    resumed.restore(tmp_path / "c.npz")
+    assert resumed.steps_done == 4
+
+
+def test_a_broken_state_is_no_first_checkpoint(tmp_path):
+    fit = make()
+    fit.params.theta[0] = np.nan
+    with pytest.raises(NotFinite, match="after step 0: parameter layers.0.weight is not finite"):
+        fit.until(10, tmp_path / "c.npz", quiet=True)
+    assert not (tmp_path / "c.npz").exists()
+
+
 def test_what_was_learned_so_far_is_saved_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr("scratchgen.training.fit.SAVE_EVERY_SECONDS", 0.0)
     fit, again = make(), make()

@@ -18,7 +18,7 @@ from scratchgen.training.kl_control import SpikeGuard
 from scratchgen.training.opponent import Opponent
 from scratchgen.training.optim import Adam, Ema, RmsProp
 
-from support import NUMPY, Halves, bound, host, on_every_backend
+from support import BACKENDS, NUMPY, Halves, bound, host, on_every_backend
 
 BATCH, LIMIT = 6, 1.0
 
@@ -289,6 +289,28 @@ def test_an_opponent_that_is_broken_is_named_and_never_saved(tmp_path):
     assert game.fit.broken() == "the opponent's buffer layers.1.mean"
     game.g_params.theta[0] = np.nan
     assert game.fit.broken() == "parameter layers.0.weight"
+
+
+@pytest.mark.parametrize("kind", [Adam, RmsProp])
+def test_so_is_an_opponent_whose_optimiser_alone_is_broken(kind, tmp_path):
+    """By a gradient whose square is infinite in float32, and that leaves all else finite."""
+    game = Game(BACKENDS[1])
+    game.opponent.optimiser, loss = kind(game.d_params, 0.01), game.opponent.loss
+    game.fit.until(3, tmp_path / "c.npz", quiet=True)
+    good = (tmp_path / "c.npz").read_bytes()
+
+    def huge(step, j, rows):
+        terms = loss(step, j, rows)
+        if (step, j) == (3, 1):
+            game.d_params.grad[game.d_params.table["layers.0.bias"].window] = 1e20
+        return terms
+
+    game.opponent.loss = huge
+    message = "after step 9: the opponent's optimiser's v of layers.0.bias is not finite"
+    with np.errstate(over="ignore"), pytest.raises(NotFinite, match=message):
+        game.fit.until(9, tmp_path / "c.npz", quiet=True)
+    assert game.d_params.first_nonfinite() is None
+    assert (tmp_path / "c.npz").read_bytes() == good
 
 
 def test_two_workers_give_the_gradient_of_one():
