@@ -15,12 +15,19 @@ LOG_2PI = log(2.0 * pi)
 def sigmoid(x):
     """1 / (1 + e^-x), as ½ tanh(x/2) + ½: one transcendental, no overflow.
 
-    Accurate in absolute terms; far in the lower tail use e^x, or work with `softplus(-x)`.
+    Accurate in absolute terms. Where the digits of a small value count, take `accurate_sigmoid`;
+    for a logarithm, -softplus(-x).
     """
     y = namespace(x).tanh(0.5 * x)
     y *= 0.5
     y += 0.5
     return y
+
+
+def accurate_sigmoid(x):
+    """1 / (1 + e^-x), as e^min(x, 0) / (1 + e^-|x|): with all its digits in both tails."""
+    xp = namespace(x)
+    return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
 
 
 def softplus(x):

@@ -3,7 +3,8 @@
 x = G(z) with z ~ p(z). A discriminator gives every x one number a(x), and the two play in turn: it
 tells data from fakes, then G moves its fakes to where they are taken for data. Where D(x) is meant
 to be a probability, a is its logit: -log D = softplus(-a), -log(1 - D) = softplus(a), and no
-logarithm of a sigmoid is ever taken.
+logarithm of a sigmoid is ever taken. The slopes are sigmoids in which a small one keeps its digits:
+it may be the whole gradient, which Adam divides by its own size.
 
     losses           discriminator: a datum      a fake          generator
     Minimax          softplus(-a)                softplus(a)     -softplus(a) = log(1 - D)
@@ -20,7 +21,8 @@ from math import pi
 
 from scratchgen.core.arrays import example_sum, namespace, ones, per_example, zeros
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.numerics import sigmoid, softplus
+from scratchgen.core.numerics import accurate_sigmoid as sigmoid
+from scratchgen.core.numerics import softplus
 
 TINY = 1e-12  # below which a slope counts as none
 

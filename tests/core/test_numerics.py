@@ -47,6 +47,17 @@ def test_softplus_and_sigmoid_keep_their_digits(x):
     assert abs(one(numerics.sigmoid, x) - float(want)) < 1e-15
 
 
+@given(reals(600.0))
+def test_an_accurate_sigmoid_keeps_its_digits_in_both_tails(x):
+    want = 1 / (1 + (-Decimal(x)).exp())
+    assert relative(one(numerics.accurate_sigmoid, x), want) < 1e-15
+
+
+def test_an_accurate_sigmoid_has_ends():
+    ends = np.asarray([-np.inf, np.inf])
+    np.testing.assert_array_equal(numerics.accurate_sigmoid(ends), [0.0, 1.0])
+
+
 @given(st.floats(1e-12, 500.0))
 def test_log1mexp_keeps_its_digits(d):
     assert relative(one(numerics.log1mexp, d), (1 - (-Decimal(d)).exp()).ln()) < 1e-14
@@ -134,6 +145,7 @@ def test_every_backend_and_dtype_agrees(born):
     x = 3.0 * normals(5, 40)
     for f in (
         numerics.sigmoid,
+        numerics.accurate_sigmoid,
         numerics.softplus,
         numerics.expm1_minus,
         numerics.log_ndtr,

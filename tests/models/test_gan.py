@@ -176,6 +176,27 @@ def test_the_more_obvious_a_fake_the_flatter_is_the_saturating_cost_and_no_other
     assert abs(saturating[1]) <= abs(saturating[0]) <= abs(cured[0]) <= abs(cured[1])
 
 
+@pytest.mark.equation("GAN-2")
+@pytest.mark.equation("GAN-4")
+@pytest.mark.equation("GAN-5")
+@every_logistic
+@given(st.floats(-80.0, 80.0, width=32))
+def test_in_float32_the_slopes_keep_their_digits_in_both_tails(losses, logit):
+    """For Adam divides a gradient by its size: that of an obvious fake counts, however small.
+
+    Two exps that are off by up to 2 units of 2⁻²³ and three roundings by ½: 7e-7 in all. And no
+    slope from -80 to 80 is below e^-80 = 2e-35, a normal number.
+    """
+    slopes = []
+    for kind in (np.float32, np.float64):
+        at, one = np.asarray([logit], kind), np.ones(1, kind)
+        (_, pull), (_, pull_generator) = losses.discriminator(at, at), losses.generator(at)
+        slopes.append([*pull(one, one), pull_generator(one)])
+    for got, want in zip(*slopes, strict=True):
+        assert got.dtype == np.float32
+        assert got[0] == pytest.approx(want[0], rel=1e-6, abs=0.0)
+
+
 @pytest.mark.equation("GAN-14")
 @given(seeds(), sizes(4))
 def test_the_kl_cost_is_the_saturating_and_the_log_d_cost_in_one(seed, n):
