@@ -21,8 +21,7 @@ from math import pi
 
 from scratchgen.core.arrays import example_sum, namespace, ones, per_example, zeros
 from scratchgen.core.module import FlatParameters, Module
-from scratchgen.core.numerics import accurate_sigmoid as sigmoid
-from scratchgen.core.numerics import softplus
+from scratchgen.core.numerics import accurate_sigmoid, softplus
 
 TINY = 1e-12  # below which a slope counts as none
 
@@ -46,14 +45,17 @@ class Minimax:
         Source: GAN-2, [Goodfellow 2014]
         """
         terms = (softplus(-real), softplus(fake))
-        return terms, lambda d_real, d_fake: (-d_real * sigmoid(-real), d_fake * sigmoid(fake))
+        return terms, lambda d_real, d_fake: (
+            -d_real * accurate_sigmoid(-real),
+            d_fake * accurate_sigmoid(fake),
+        )
 
     def generator(self, fake):
         """log(1 - D(x̃)): fake (M,) -> (M,), pullback: d -> -d D.
 
         Source: GAN-2, GAN-3, GAN-4
         """
-        return -softplus(fake), lambda d: -d * sigmoid(fake)
+        return -softplus(fake), lambda d: -d * accurate_sigmoid(fake)
 
 
 class NonSaturating(Minimax):
@@ -64,7 +66,7 @@ class NonSaturating(Minimax):
 
     def generator(self, fake):
         """-log D(x̃): fake (M,) -> (M,), pullback: d -> -d (1 - D)."""
-        return softplus(-fake), lambda d: -d * sigmoid(-fake)
+        return softplus(-fake), lambda d: -d * accurate_sigmoid(-fake)
 
 
 class KlDivergence(Minimax):
