@@ -241,7 +241,9 @@ class Ema:
 def global_norm(params: FlatParameters) -> float:
     """The Euclidean norm of the gradient, without overflow; not finite if an entry is not."""
     g, xp = params.grad, namespace(params.grad)
-    norm = float(xp.max(xp.abs(g))) if g.shape[0] else 0.0
+    if not g.size:
+        return 0.0
+    norm = float(xp.max(xp.abs(g)))
     if 0.0 < norm < inf:  # else that is the norm
         scaled = g / norm  # whose squares cannot overflow
         norm *= sqrt(float(xp.sum(scaled * scaled)))
