@@ -49,9 +49,9 @@ class Stop:
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
-    def sigma(self) -> float:
-        """ς = √(1/ᾱ - 1), the noise in x_t/√ᾱ."""
-        return sqrt(expm1(-self.level))
+    def noise(self) -> float:
+        """√(1-ᾱ), the scale of the noise in x_t."""
+        return sqrt(-expm1(self.level))
 
     def level_beside(self, x):
         """The level as maths/ takes it: (1,) float64, of the library and on the device of x."""
@@ -330,7 +330,8 @@ def along(x, slope, start: Stop, end: Stop):
     Source: SCORE-7, [Karras 2022]
     """
     growth = exp(0.5 * (end.level - start.level))
-    return growth * x + exp(0.5 * end.level) * (end.sigma - start.sigma) * slope
+    # √ᾱ ς = √(1-ᾱ), for ς itself is beyond the largest number where log ᾱ < -709
+    return growth * x + (end.noise - growth * start.noise) * slope
 
 
 def pairs(stops: Sequence[Stop]) -> list[tuple[Stop, Stop]]:
