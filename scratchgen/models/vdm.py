@@ -68,24 +68,14 @@ class Vdm(Module):
 
         Source: VDM-9, [Kingma 2021]
         """
-        xp, n = namespace(t), x.shape[0]
-        zero = zeros((1,), like=t)
-        asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
-        (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
-        level, level_pullback = level_from_gamma(gamma)
-        now, span = level[:n], gamma[n + 1] - gamma[n]
+        (now, first, last, time, weight), schedule_pullback = self._schedule(t, steps)
         z_t, z_pullback = q_sample(x, eps, now)
-        time = (gamma[:n] - gamma[n]) / span
         output, net_pullback = self.run("net", self.net, z_t, time, stream=stream)
         guess, guess_pullback = self.parameterisation.epsilon(output, z_t, now, None)
         error, error_pullback = squared_error(eps, guess)
-        if steps is None:
-            weight = 0.5 * slope[:n]
-        else:
-            weight = 0.5 * steps * namespace(gamma).expm1(gamma[:n] - gamma[n + 2 :])
-        first, last = (namespace(level).repeat(level[i : i + 1], n) for i in (n, n + 1))
         prior, prior_pullback = prior_kl(x, last)
         reconstruction, decoder_pullback = self.decoder.nll(x, eps0, first)
+        diffusion = weight * error
 
         def pullback(d_prior, d_diffusion, d_reconstruction):
             d_guess = error_pullback(weight * d_diffusion)
@@ -95,19 +85,52 @@ class Vdm(Module):
                 return
             _, _, d_now = z_pullback(d_z + d_z_net)
             slopes = self.parameterisation.epsilon_slope(output, z_t, now, None)
-            d_now = d_now + example_sum(slopes * d_guess)
-            d_first = xp.sum(decoder_pullback(d_reconstruction), keepdims=True)
-            d_last = xp.sum(prior_pullback(d_prior)[1], keepdims=True)
+            schedule_pullback(
+                d_now + example_sum(slopes * d_guess),
+                decoder_pullback(d_reconstruction),
+                prior_pullback(d_prior)[1],
+                d_time,
+                error * d_diffusion,
+                2.0 * diffusion,
+            )
+
+        return (prior, diffusion, reconstruction), pullback
+
+    def _schedule(self, t, steps: int | None):
+        """What γ says at times t (N,): all that the loss hears of it.
+
+        Returns:
+            (now, first, last, time, weight), each (N,): the levels at t, 0 and 1, the net's time,
+                and the weight of ‖ε - ε̂‖².
+            pullback: their cotangents, and in continuous time the factor of what reaches the
+                interior of γ -> None; adds the gradients of γ's parameters.
+
+        Source: VDM-9, [Kingma 2021]
+        """
+        xp, n = namespace(t), t.shape[0]
+        zero = zeros((1,), like=t)
+        asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
+        (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
+        level, level_pullback = level_from_gamma(gamma)
+        span = gamma[n + 1] - gamma[n]
+        time = (gamma[:n] - gamma[n]) / span
+        if steps is None:
+            weight = 0.5 * slope[:n]
+        else:
+            weight = 0.5 * steps * namespace(gamma).expm1(gamma[:n] - gamma[n + 2 :])
+        first, last = (namespace(level).repeat(level[i : i + 1], n) for i in (n, n + 1))
+
+        def pullback(d_now, d_first, d_last, d_time, d_weight, interior):
             d_time = d_time / span
             d_gamma = [
                 d_time,
                 -xp.sum((1.0 - time) * d_time, keepdims=True),
                 -xp.sum(time * d_time, keepdims=True),
             ]
-            d_levels, d_weight = [d_now, d_first, d_last], error * d_diffusion
+            d_levels = [d_now, xp.sum(d_first, keepdims=True), xp.sum(d_last, keepdims=True)]
             if steps is None:
                 d_slope = xp.concat([0.5 * d_weight, zero, zero])
-                interior = xp.concat([2.0 * weight * error, zero, zero])
+                interior = xp.concat([interior, zero, zero])
             else:
                 d_gap = 0.5 * steps * xp.exp(gamma[:n] - gamma[n + 2 :]) * d_weight
                 d_gamma = [d_gamma[0] + d_gap, *d_gamma[1:], -d_gap]
@@ -115,7 +138,7 @@ class Vdm(Module):
             through_levels = level_pullback(xp.concat(d_levels))
             gamma_pullback(xp.concat(d_gamma) + through_levels, d_slope, interior)
 
-        return (prior, weight * error, reconstruction), pullback
+        return (level[:n], first, last, time, weight), pullback
 
     def denoise(self, z_t, now: Stop, before: Stop) -> Prediction:
         """What the net says at z_t (N, ...); the reverse step has the variance of q(z_s | z_t, x).
