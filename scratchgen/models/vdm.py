@@ -10,14 +10,17 @@ is read by a decoder without parameters.
 
 from math import log, pi
 
-from scratchgen.core.arrays import example_sum, namespace, to_host, zeros
+from scratchgen.core.arrays import example_sum, namespace, require_shape, to_host, zeros
 from scratchgen.core.module import Module, Parameter
 from scratchgen.core.numerics import level_centres, logsumexp
 from scratchgen.maths.diffusion_bound import prior_kl, squared_error
 from scratchgen.maths.forward_process import log_snr, q_sample, shaped
 from scratchgen.maths.gamma import level_from_gamma
 from scratchgen.maths.parameterisations import Mean, Parameterisation
+from scratchgen.maths.schedules import at_least_one_step
 from scratchgen.models.samplers import Prediction, Stop
+
+MOST_STEPS = 10_000  # of the discrete bound in float32
 
 
 class Vdm(Module):
@@ -56,7 +59,8 @@ class Vdm(Module):
             x: (N, ...), data.
             t: (N,), times; `low_discrepancy` draws them well.
             eps, eps0: (N, ...) ~ N(0, I), the noise of z_t and of z₀.
-            steps: T, or None for continuous time.
+            steps: T, or None for continuous time; in float32 at most MOST_STEPS, above which
+                γ(t) - γ(t - 1/T) loses its digits and the bound its meaning.
             stream: noise for nets that drop out; None evaluates without.
 
         Returns:
@@ -66,8 +70,17 @@ class Vdm(Module):
                 parameters' gradients. In continuous time the bound is blind to the interior of γ,
                 whose parameters get the gradient of Σ diffusion² instead: the least variance.
 
+        Raises:
+            ValueError: times or noise would broadcast, T is not a whole number from 1 on, or too
+                large for float32.
+
         Source: VDM-9, [Kingma 2021]
         """
+        require_shape("t", t, x.shape[:1])
+        require_shape("eps", eps, x.shape)
+        require_shape("eps0", eps0, x.shape)
+        if steps is not None:
+            _require_steps(steps, t)
         (now, first, last, time, weight), schedule_pullback = self._schedule(t, steps)
         z_t, z_pullback = q_sample(x, eps, now)
         output, net_pullback = self.run("net", self.net, z_t, time, stream=stream)
@@ -304,6 +317,15 @@ def _centres(levels: int, like):
     """The K centres of bins of [-1, 1], in the library and dtype of `like`."""
     xp = namespace(like)
     return level_centres(xp.arange(levels, dtype=like.dtype, device=like.device), levels)
+
+
+def _require_steps(steps: int, t) -> None:
+    """Refuse a number of steps that a bound at times t cannot have."""
+    if at_least_one_step(steps) > MOST_STEPS and t.dtype == namespace(t).float32:
+        raise ValueError(
+            f"steps must be at most {MOST_STEPS} in float32, where γ(t) - γ(t - 1/T) loses its "
+            f"digits, got {steps}; take float64 or continuous time"
+        )
 
 
 def _ratio_slope(ratio, level, like):
