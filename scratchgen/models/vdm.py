@@ -12,11 +12,11 @@ from math import log, pi
 
 from scratchgen.core.arrays import example_sum, namespace, require_shape, to_host, zeros
 from scratchgen.core.module import Module, Parameter
-from scratchgen.core.numerics import level_centres, logsumexp
+from scratchgen.core.numerics import logsumexp
 from scratchgen.maths.diffusion_bound import prior_kl, squared_error
 from scratchgen.maths.forward_process import log_snr, q_sample, shaped
 from scratchgen.maths.gamma import level_from_gamma
-from scratchgen.maths.parameterisations import Mean, Parameterisation
+from scratchgen.maths.parameterisations import KWay, Mean, Parameterisation
 from scratchgen.maths.schedules import at_least_one_step
 from scratchgen.models.samplers import Prediction, Stop
 
@@ -195,13 +195,16 @@ class LevelDecoder:
     """p(x_k | z₀) ∝ N(z₀; √ᾱ₀ x_k, 1-ᾱ₀) over the K levels of a pixel.
 
     Args:
-        levels: K.
+        levels: K ≥ 2.
+
+    Raises:
+        ValueError: K is below 2.
 
     Source: VDM-9, [Kingma 2021]
     """
 
     def __init__(self, levels: int):
-        self.levels = levels
+        self.kway = KWay(levels)  # whose logits are all 0
 
     def nll(self, x, eps, level):
         """-log p(x | z₀) at z₀ = √ᾱ₀ x + √(1-ᾱ₀) ε.
@@ -220,7 +223,7 @@ class LevelDecoder:
         Source: VDM-9, [Kingma 2021]
         """
         ratio = shaped(namespace(level).exp(0.5 * log_snr(level)), x)
-        apart = _centres(self.levels, x) - x[..., None]
+        apart = self.kway.centres(x) - x[..., None]
         gap = ratio[..., None] * apart - eps[..., None]
         xp = namespace(gap)
         total = logsumexp(-0.5 * gap * gap)
@@ -237,14 +240,8 @@ class LevelDecoder:
 
         Source: VDM-9
         """
-        xp = namespace(z0)
-        ratio = shaped(xp.exp(0.5 * log_snr(level)), z0)
-        at = z0 / shaped(xp.exp(0.5 * level), z0)
-        centres = _centres(self.levels, z0)
-        gap = ratio[..., None] * (at[..., None] - centres)
-        log_p = -0.5 * gap * gap
-        p = xp.exp(log_p - logsumexp(log_p)[..., None])
-        return xp.sum(p * centres, axis=-1)
+        logits = zeros((*z0.shape, self.kway.levels), like=z0)
+        return self.kway.clean(logits, z0, level, None)[0]
 
 
 class NormalDecoder:
@@ -311,12 +308,6 @@ def on_grid(t, steps: int):
     """
     xp = namespace(t)
     return (xp.clip(xp.floor(steps * t), 0.0, steps - 1.0) + 1.0) / steps
-
-
-def _centres(levels: int, like):
-    """The K centres of bins of [-1, 1], in the library and dtype of `like`."""
-    xp = namespace(like)
-    return level_centres(xp.arange(levels, dtype=like.dtype, device=like.device), levels)
 
 
 def _require_steps(steps: int, t) -> None:

@@ -322,6 +322,11 @@ def test_the_mean_of_a_step_is_refused():
         Vdm(Perfect(), LinearGamma(), p.Mean(), NormalDecoder())
 
 
+def test_one_level_leaves_nothing_to_decode():
+    with pytest.raises(ValueError, match="at least 2 levels, got 1"):
+        LevelDecoder(1)
+
+
 @pytest.mark.parametrize(("name", "shape"), [("t", (3,)), ("eps", (1, 3)), ("eps0", (2, 1))])
 def test_times_and_noise_that_would_broadcast_are_refused(name, shape):
     """More times than examples were read as the ends of γ."""
