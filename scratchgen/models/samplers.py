@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import exp, expm1, sqrt
+from math import exp, expm1, inf, sqrt
 from typing import Any
 
-from scratchgen.core.arrays import namespace
+from scratchgen.core.arrays import namespace, require_shape
 from scratchgen.maths.forward_process import (
     ddim_step,
     posterior,
@@ -124,16 +124,20 @@ def trajectory(
         An iterator over x (N, ...), as many as there are stops.
 
     Raises:
-        ValueError: the levels of the stops do not rise strictly, or there is no stop.
+        ValueError: the levels of the stops do not rise strictly, there is no stop, τ is negative or
+            not finite, or (once the step is asked for) its noise has not the shape of x.
 
     Source: VDM-4, VDM-10, DDPM-16, DVAE-12
     """
     steps, scale = pairs(stops), float(temperature)
+    if not 0.0 <= scale < inf:
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
 
     def walk(x):
         yield x
         for i, (now, before) in enumerate(steps):
             z = noise(i) if noise else namespace(x).zeros_like(x)
+            require_shape("the noise of a step", z, x.shape)
             x = step(denoise, x, now, before, scale * z)
             yield x
 

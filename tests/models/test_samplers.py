@@ -432,6 +432,24 @@ def test_stops_must_go_from_noise_to_data(levels):
         flow.flow_log_density(lambda x, stop: (x, lambda d: d), x, stops, flow.exact_divergence)
 
 
+@pytest.mark.parametrize("temperature", [-0.5, nan, inf])
+def test_the_scale_of_noise_is_a_number(temperature):
+    """Refused at the call too."""
+    at = (Say(0.0), s.ancestral, np.ones((2, 3)), stops_of(HO, [9, 0]))
+    said = f"temperature must be finite and at least 0, got {temperature}"
+    with pytest.raises(ValueError, match=said):
+        s.trajectory(*at, temperature=temperature)
+
+
+@every_step
+def test_noise_that_would_broadcast_is_refused(step):
+    at = (Say(np.zeros((2, 3))), step(), np.ones((2, 3)), stops_of(HO, [9, 4, 0]))
+    for shape in ((1, 3), (2, 1)):
+        said = escape(f"the noise of a step must have shape (2, 3), got {shape}")
+        with pytest.raises(ValueError, match=said):
+            s.generate(*at, lambda i, shape=shape: np.ones(shape))
+
+
 def flow_map(world, stops, x):
     """Where the flow of a normal world takes x: √V keeps its share, exactly."""
     (mean_t, v_t), (mean_s, v_s) = (
