@@ -84,6 +84,16 @@ def described(x) -> str:
     return f"{x.dtype} {x.shape}" if hasattr(x, "shape") else type(x).__name__
 
 
+def require_shape(name: str, array, shape: tuple[int, ...]) -> None:
+    """Refuse an array that would broadcast where it must match.
+
+    Raises:
+        ValueError: its shape is another.
+    """
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
 def halves(h):
     """The two halves of the last axis: (..., 2c) -> (..., c), (..., c)."""
     c = h.shape[-1] // 2

@@ -3,7 +3,7 @@
 Both kinds are layers t -> (γ, γ'), because the diffusion loss in continuous time needs the slope.
 """
 
-from math import log
+from math import inf, log
 
 from scratchgen.core.arrays import described, full_like, namespace, ones
 from scratchgen.core.module import Module, Parameter
@@ -39,7 +39,7 @@ class LinearGamma(Module):
         first, last: γ(0) and γ(1).
 
     Raises:
-        ValueError: γ would not rise.
+        ValueError: γ would not rise, or not by a finite number.
 
     Source: [Kingma 2021]
     """
@@ -84,7 +84,7 @@ class LearnedGamma(Module):
         units: n.
 
     Raises:
-        ValueError: γ would not rise, or there is no unit.
+        ValueError: γ would not rise, not by a finite number, or there is no unit.
 
     Source: [Kingma 2021]
     """
@@ -165,8 +165,8 @@ class LearnedGamma(Module):
 
 
 def _positive_rise(first: float, last: float) -> float:
-    if not last > first:
-        raise ValueError(f"gamma must rise, got {first} to {last}")
+    if not 0.0 < last - first < inf:
+        raise ValueError(f"gamma must rise, got {first} to {last}; take finite ends, first < last")
     return last - first
 
 

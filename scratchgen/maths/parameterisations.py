@@ -261,6 +261,11 @@ class KWay(Parameterisation):
             raise ValueError(f"a pixel needs at least 2 levels, got {levels}")
         self.levels = levels
 
+    def centres(self, like):
+        """The levels x_k (K,), the centres of K bins of [-1, 1], in the dtype of `like`."""
+        codes = namespace(like).arange(self.levels, dtype=like.dtype, device=like.device)
+        return level_centres(codes, self.levels)
+
     def log_probabilities(self, logits, x_t, now):
         """log p_k: logits (N, ..., C·K), x_t (N, ..., C), now (N,) -> (N, ..., C, K).
 
@@ -268,7 +273,7 @@ class KWay(Parameterisation):
         """
         xp = namespace(logits)
         signal, noise = signal_and_noise(now, x_t)
-        gap = (x_t / noise)[..., None] - (signal / noise)[..., None] * self._centres(x_t.dtype, now)
+        gap = (x_t / noise)[..., None] - (signal / noise)[..., None] * self.centres(x_t)
         joint = xp.reshape(logits, gap.shape) - 0.5 * gap * gap
         return joint - logsumexp(joint)[..., None]
 
@@ -301,7 +306,7 @@ class KWay(Parameterisation):
         Source: DDPM-14
         """
         xp = namespace(output)
-        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)
+        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self.centres(x_t)
         clean = xp.sum(p * centres, axis=-1)
         signal, noise = signal_and_noise(now, x_t)
 
@@ -319,16 +324,12 @@ class KWay(Parameterisation):
         Source: [Kingma 2021]
         """
         xp, (signal, noise) = namespace(output), signal_and_noise(now, x_t)
-        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self._centres(x_t.dtype, now)
+        p, centres = xp.exp(self.log_probabilities(output, x_t, now)), self.centres(x_t)
         moved = p * (centres - xp.sum(p * centres, axis=-1)[..., None])
         variance, skew = xp.sum(moved * centres, axis=-1), xp.sum(moved * centres**2, axis=-1)
         square = noise * noise
         snr = signal * signal / square
         return signal / square * (0.5 + snr) * x_t * variance - 0.5 * snr / square * skew
-
-    def _centres(self, dtype, now):
-        codes = namespace(now).arange(self.levels, dtype=dtype, device=now.device)
-        return level_centres(codes, self.levels)
 
 
 def reverse_mean(x_t, eps, now, before):

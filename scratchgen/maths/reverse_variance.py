@@ -41,7 +41,7 @@ class StepVariance(ReverseVariance):
 
     def logvar(self, output, x_t, now, before):
         """log β."""
-        return _filled(kernel(now, before)[1], x_t), lambda d: None
+        return _log_like(kernel(now, before)[1], x_t), lambda d: None
 
 
 class PosteriorVariance(ReverseVariance):
@@ -66,7 +66,7 @@ class PosteriorVariance(ReverseVariance):
 
     def logvar(self, output, x_t, now, before):
         """log β̃."""
-        return _filled(self.variance(now, before), x_t), lambda d: None
+        return _log_like(self.variance(now, before), x_t), lambda d: None
 
 
 class OptimalVariance(ReverseVariance):
@@ -91,7 +91,7 @@ class OptimalVariance(ReverseVariance):
         levels, errors = (xp.asarray(a, device=now.device) for a in (self.levels, self.errors))
         place = xp.clip(xp.searchsorted(-levels, -now), None, errors.size - 1)
         error = xp.take(errors, place)
-        return _filled(optimal_variance(error, now, before, 1), x_t), lambda d: None
+        return _log_like(optimal_variance(error, now, before, 1), x_t), lambda d: None
 
 
 class LearnedVariance(PosteriorVariance):
@@ -107,11 +107,11 @@ class LearnedVariance(PosteriorVariance):
 
     def logvar(self, output, x_t, now, before):
         """log σ², and its pullback: d -> d_output."""
-        low = _filled(self.variance(now, before), x_t)
-        rise = _filled(kernel(now, before)[1], x_t) - low
+        low = _log_like(self.variance(now, before), x_t)
+        rise = _log_like(kernel(now, before)[1], x_t) - low
         return low + 0.5 * (output + 1.0) * rise, lambda d: 0.5 * rise * d
 
 
-def _filled(variance, like):
+def _log_like(variance, like):
     """log of a number per example, in the shape of `like`."""
     return namespace(like).broadcast_to(shaped(namespace(variance).log(variance), like), like.shape)

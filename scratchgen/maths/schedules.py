@@ -90,7 +90,7 @@ class Schedule:
 
         Source: [Ho 2020]
         """
-        betas = np.linspace(first, last, _at_least_one(steps)) * (reference / steps)
+        betas = np.linspace(first, last, at_least_one_step(steps)) * (reference / steps)
         return cls(np.minimum(betas, LARGEST_BETA))
 
     @classmethod
@@ -128,7 +128,7 @@ class Schedule:
 
         Source: [Nichol 2021]
         """
-        u = np.linspace(0.0, 1.0, _at_least_one(steps) + 1)
+        u = np.linspace(0.0, 1.0, at_least_one_step(steps) + 1)
         alpha_bar = np.asarray(function(u), dtype=np.float64)
         if alpha_bar.shape != u.shape:
             raise ValueError(
@@ -240,7 +240,12 @@ class Schedule:
         return report
 
 
-def _at_least_one(steps: int) -> int:
+def at_least_one_step(steps: int) -> int:
+    """The number of steps.
+
+    Raises:
+        ValueError: it is not a whole number from 1 on.
+    """
     if not (isinstance(steps, Integral) and steps >= 1):
         raise ValueError(f"steps must be a whole number and at least 1, got {steps}")
     return steps

@@ -6,12 +6,14 @@ The net sees x_t and t. What its output means, and where σ_t² comes from, are 
 (maths/parameterisations.py, maths/reverse_variance.py).
 """
 
+from math import inf
 from typing import Any
 
-from scratchgen.core.arrays import example_sum, halves, namespace, per_example
+from scratchgen.core.arrays import example_sum, halves, namespace, per_example, require_shape
 from scratchgen.core.module import Module
 from scratchgen.maths.diffusion_bound import prior_kl, squared_error, transition_kl
 from scratchgen.maths.forward_process import q_sample
+from scratchgen.maths.likelihoods import DiscretisedNormal, Normal
 from scratchgen.maths.parameterisations import KWay, Parameterisation
 from scratchgen.maths.reverse_variance import ReverseVariance
 from scratchgen.maths.schedules import Schedule
@@ -27,11 +29,11 @@ class Ddpm(Module):
         schedule: of T steps.
         parameterisation: one of maths/parameterisations.py.
         variance: one of maths/reverse_variance.py.
-        likelihood: p(x_0 | x_1) with h = [mean, logvar], one of maths/likelihoods.py; a KWay net
+        likelihood: p(x_0 | x_1) with h = [mean, logvar], so Normal or DiscretisedNormal; a KWay net
             gives the probabilities of a pixel's levels itself and needs none.
 
     Raises:
-        ValueError: there is no likelihood, and the net brings none.
+        ValueError: the likelihood reads something else, or there is none and the net brings none.
 
     Source: DDPM-7
     """
@@ -46,6 +48,11 @@ class Ddpm(Module):
     ):
         if likelihood is None and not isinstance(parameterisation, KWay):
             raise ValueError("name the likelihood p(x_0 | x_1); only a KWay net brings its own")
+        if not isinstance(likelihood, Normal | DiscretisedNormal | None):
+            raise ValueError(
+                "the likelihood p(x_0 | x_1) must be Normal or DiscretisedNormal, which read a "
+                f"mean and a log-variance, got {type(likelihood).__name__}"
+            )
         self.net, self.schedule = net, schedule
         self.parameterisation: Any = parameterisation
         self.variance, self.likelihood = variance, likelihood
@@ -68,10 +75,12 @@ class Ddpm(Module):
                 gradients. The last two are cotangents of the bound: the former reaches the mean
                 and the variance, the latter the variance alone, as L_hybrid wants it.
 
+        Raises:
+            ValueError: times or noise would broadcast, or a time is no step.
+
         Source: DDPM-12, DDPM-13, DDPM-15, [Nichol 2021]
         """
-        now, before = self._levels(t)
-        x_t, _ = q_sample(x, eps, now)
+        x_t, now, before = self._noised(x, t, eps)
         steps = namespace(x_t).astype(t, x_t.dtype)
         output, net_pullback = self.run("net", self.net, x_t, steps, stream=stream)
         said, _ = self._parts(output, x)
@@ -97,10 +106,12 @@ class Ddpm(Module):
         Returns:
             x_t (N, ..., C), the net's output, ‖ε - ε̂‖² (N,) and ‖x_0 - x̂₀‖² (N,).
 
+        Raises:
+            ValueError: times or noise would broadcast, or a time is no step.
+
         Source: DDPM-13, DDPM-14
         """
-        now, before = self._levels(t)
-        x_t, _ = q_sample(x, eps, now)
+        x_t, now, before = self._noised(x, t, eps)
         output, _ = self.net(x_t, namespace(x_t).astype(t, x_t.dtype))
         said, _ = self._parts(output, x)
         clean, _ = self.parameterisation.clean(said, x_t, now, before)
@@ -213,6 +224,13 @@ class Ddpm(Module):
         table = self.schedule.log_alpha_bar
         return [Stop(float(t), float(table[t])) for t in spaced(self.schedule.steps, count)]
 
+    def _noised(self, x, t, eps):
+        """x_t, and log ᾱ at t and at t - 1."""
+        now, before = self._levels(t)
+        require_shape("t", t, x.shape[:1])
+        require_shape("eps", eps, x.shape)
+        return q_sample(x, eps, now)[0], now, before
+
     def _levels(self, t):
         """log ᾱ at t and at t - 1."""
         return self.schedule.level(t), self.schedule.level(t - 1)
@@ -274,10 +292,17 @@ def draw_steps(u, shares):
         t: (N,), int64 in 1..T.
         weight: (N,), 1/p_t.
 
+    Raises:
+        ValueError: a share is not positive and finite.
+
     Source: DDPM-15, [Nichol 2021]
     """
-    xp = namespace(u)
-    total = float(shares.sum())
+    xp, total = namespace(u), float(shares.sum())
+    if not (shares.min() > 0.0 and total < inf):
+        raise ValueError(
+            f"shares must be positive and finite, got a least one of {shares.min()} and a sum of "
+            f"{total}"
+        )
     ends = xp.asarray(shares.cumsum() / total, dtype=xp.float64, device=u.device)
     t = 1 + xp.clip(
         xp.searchsorted(ends, xp.astype(u, xp.float64), side="right"), 0, len(shares) - 1
@@ -299,8 +324,13 @@ def noise_shares(schedule: Schedule):
     Returns:
         (T,), whose sum is not 1.
 
+    Raises:
+        ValueError: there is one step only.
+
     Source: DDPM-12, [Kingma 2021]
     """
+    if schedule.steps < 2:
+        raise ValueError(f"shares by noise need at least 2 steps, got {schedule.steps}")
     rise = schedule.gamma[1:].copy()
     rise[1:] -= schedule.gamma[1:-1]
     rise[0] = rise[1]

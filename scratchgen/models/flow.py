@@ -1,7 +1,7 @@
 """The density of a denoiser: that of the noise, carried to the data by the probability flow."""
 
 from collections.abc import Callable, Sequence
-from math import asinh, prod
+from math import log1p, prod
 
 from scratchgen.core.arrays import example_sum, namespace
 from scratchgen.core.numerics import normal_log_pdf
@@ -45,7 +45,7 @@ def flow_log_density(epsilon: Callable, x, stops: Sequence[Stop], divergence: Ca
         first, spread = slopes(x, here)
         second, spread_there = slopes(along(x, first, here, there), there)
         x = along(x, 0.5 * (first + second), here, there)
-        stretch = asinh(there.sigma) - asinh(here.sigma)
+        stretch = _arc(there) - _arc(here)
         swelling = swelling + 0.5 * stretch * (spread + spread_there)
     rescaled = 0.5 * prod(x.shape[1:]) * (stops[0].level - stops[-1].level)
     return example_sum(normal_log_pdf(x)) + rescaled + swelling, x
@@ -81,3 +81,8 @@ def exact_divergence(pullback: Callable, x):
     units = xp.reshape(xp.eye(dims, dtype=x.dtype, device=x.device), (dims, *x.shape[1:]))
     probes = (xp.broadcast_to(units[j, ...], x.shape) for j in range(dims))
     return sum(hutchinson(probe)(pullback, x) for probe in probes)
+
+
+def _arc(stop: Stop) -> float:
+    """w = asinh ς = log(1 + √(1-ᾱ)) - ½ log ᾱ, also where ς is beyond the largest number."""
+    return log1p(stop.noise) - 0.5 * stop.level

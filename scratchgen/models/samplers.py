@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import exp, expm1, sqrt
+from math import exp, expm1, inf, sqrt
 from typing import Any
 
-from scratchgen.core.arrays import namespace
+from scratchgen.core.arrays import namespace, require_shape
 from scratchgen.maths.forward_process import (
     ddim_step,
     posterior,
@@ -49,9 +49,9 @@ class Stop:
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
-    def sigma(self) -> float:
-        """ς = √(1/ᾱ - 1), the noise in x_t/√ᾱ."""
-        return sqrt(expm1(-self.level))
+    def noise(self) -> float:
+        """√(1-ᾱ), the scale of the noise in x_t."""
+        return sqrt(-expm1(self.level))
 
     def level_beside(self, x):
         """The level as maths/ takes it: (1,) float64, of the library and on the device of x."""
@@ -124,16 +124,20 @@ def trajectory(
         An iterator over x (N, ...), as many as there are stops.
 
     Raises:
-        ValueError: the levels of the stops do not rise strictly, or there is no stop.
+        ValueError: the levels of the stops do not rise strictly, there is no stop, τ is negative or
+            not finite, or (once the step is asked for) its noise has not the shape of x.
 
     Source: VDM-4, VDM-10, DDPM-16, DVAE-12
     """
     steps, scale = pairs(stops), float(temperature)
+    if not 0.0 <= scale < inf:
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
 
     def walk(x):
         yield x
         for i, (now, before) in enumerate(steps):
             z = noise(i) if noise else namespace(x).zeros_like(x)
+            require_shape("the noise of a step", z, x.shape)
             x = step(denoise, x, now, before, scale * z)
             yield x
 
@@ -330,7 +334,8 @@ def along(x, slope, start: Stop, end: Stop):
     Source: SCORE-7, [Karras 2022]
     """
     growth = exp(0.5 * (end.level - start.level))
-    return growth * x + exp(0.5 * end.level) * (end.sigma - start.sigma) * slope
+    # √ᾱ ς = √(1-ᾱ), for ς itself is beyond the largest number where log ᾱ < -709
+    return growth * x + (end.noise - growth * start.noise) * slope
 
 
 def pairs(stops: Sequence[Stop]) -> list[tuple[Stop, Stop]]:

@@ -10,14 +10,17 @@ is read by a decoder without parameters.
 
 from math import log, pi
 
-from scratchgen.core.arrays import example_sum, namespace, to_host, zeros
+from scratchgen.core.arrays import example_sum, namespace, require_shape, to_host, zeros
 from scratchgen.core.module import Module, Parameter
-from scratchgen.core.numerics import level_centres, logsumexp
+from scratchgen.core.numerics import logsumexp
 from scratchgen.maths.diffusion_bound import prior_kl, squared_error
 from scratchgen.maths.forward_process import log_snr, q_sample, shaped
 from scratchgen.maths.gamma import level_from_gamma
-from scratchgen.maths.parameterisations import Mean, Parameterisation
+from scratchgen.maths.parameterisations import KWay, Mean, Parameterisation
+from scratchgen.maths.schedules import at_least_one_step
 from scratchgen.models.samplers import Prediction, Stop
+
+MOST_STEPS = 10_000  # of the discrete bound in float32
 
 
 class Vdm(Module):
@@ -56,7 +59,8 @@ class Vdm(Module):
             x: (N, ...), data.
             t: (N,), times; `low_discrepancy` draws them well.
             eps, eps0: (N, ...) ~ N(0, I), the noise of z_t and of z₀.
-            steps: T, or None for continuous time.
+            steps: T, or None for continuous time; in float32 at most MOST_STEPS, above which
+                γ(t) - γ(t - 1/T) loses its digits and the bound its meaning.
             stream: noise for nets that drop out; None evaluates without.
 
         Returns:
@@ -66,26 +70,25 @@ class Vdm(Module):
                 parameters' gradients. In continuous time the bound is blind to the interior of γ,
                 whose parameters get the gradient of Σ diffusion² instead: the least variance.
 
+        Raises:
+            ValueError: times or noise would broadcast, T is not a whole number from 1 on, or too
+                large for float32.
+
         Source: VDM-9, [Kingma 2021]
         """
-        xp, n = namespace(t), x.shape[0]
-        zero = zeros((1,), like=t)
-        asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
-        (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
-        level, level_pullback = level_from_gamma(gamma)
-        now, span = level[:n], gamma[n + 1] - gamma[n]
+        require_shape("t", t, x.shape[:1])
+        require_shape("eps", eps, x.shape)
+        require_shape("eps0", eps0, x.shape)
+        if steps is not None:
+            _require_steps(steps, t)
+        (now, first, last, time, weight), schedule_pullback = self._schedule(t, steps)
         z_t, z_pullback = q_sample(x, eps, now)
-        time = (gamma[:n] - gamma[n]) / span
         output, net_pullback = self.run("net", self.net, z_t, time, stream=stream)
         guess, guess_pullback = self.parameterisation.epsilon(output, z_t, now, None)
         error, error_pullback = squared_error(eps, guess)
-        if steps is None:
-            weight = 0.5 * slope[:n]
-        else:
-            weight = 0.5 * steps * namespace(gamma).expm1(gamma[:n] - gamma[n + 2 :])
-        first, last = (namespace(level).repeat(level[i : i + 1], n) for i in (n, n + 1))
         prior, prior_pullback = prior_kl(x, last)
         reconstruction, decoder_pullback = self.decoder.nll(x, eps0, first)
+        diffusion = weight * error
 
         def pullback(d_prior, d_diffusion, d_reconstruction):
             d_guess = error_pullback(weight * d_diffusion)
@@ -95,19 +98,52 @@ class Vdm(Module):
                 return
             _, _, d_now = z_pullback(d_z + d_z_net)
             slopes = self.parameterisation.epsilon_slope(output, z_t, now, None)
-            d_now = d_now + example_sum(slopes * d_guess)
-            d_first = xp.sum(decoder_pullback(d_reconstruction), keepdims=True)
-            d_last = xp.sum(prior_pullback(d_prior)[1], keepdims=True)
+            schedule_pullback(
+                d_now + example_sum(slopes * d_guess),
+                decoder_pullback(d_reconstruction),
+                prior_pullback(d_prior)[1],
+                d_time,
+                error * d_diffusion,
+                2.0 * diffusion,
+            )
+
+        return (prior, diffusion, reconstruction), pullback
+
+    def _schedule(self, t, steps: int | None):
+        """What γ says at times t (N,): all that the loss hears of it.
+
+        Returns:
+            (now, first, last, time, weight), each (N,): the levels at t, 0 and 1, the net's time,
+                and the weight of ‖ε - ε̂‖².
+            pullback: their cotangents, and in continuous time the factor of what reaches the
+                interior of γ -> None; adds the gradients of γ's parameters.
+
+        Source: VDM-9, [Kingma 2021]
+        """
+        xp, n = namespace(t), t.shape[0]
+        zero = zeros((1,), like=t)
+        asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
+        (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
+        level, level_pullback = level_from_gamma(gamma)
+        span = gamma[n + 1] - gamma[n]
+        time = (gamma[:n] - gamma[n]) / span
+        if steps is None:
+            weight = 0.5 * slope[:n]
+        else:
+            weight = 0.5 * steps * namespace(gamma).expm1(gamma[:n] - gamma[n + 2 :])
+        first, last = (namespace(level).repeat(level[i : i + 1], n) for i in (n, n + 1))
+
+        def pullback(d_now, d_first, d_last, d_time, d_weight, interior):
             d_time = d_time / span
             d_gamma = [
                 d_time,
                 -xp.sum((1.0 - time) * d_time, keepdims=True),
                 -xp.sum(time * d_time, keepdims=True),
             ]
-            d_levels, d_weight = [d_now, d_first, d_last], error * d_diffusion
+            d_levels = [d_now, xp.sum(d_first, keepdims=True), xp.sum(d_last, keepdims=True)]
             if steps is None:
                 d_slope = xp.concat([0.5 * d_weight, zero, zero])
-                interior = xp.concat([2.0 * weight * error, zero, zero])
+                interior = xp.concat([interior, zero, zero])
             else:
                 d_gap = 0.5 * steps * xp.exp(gamma[:n] - gamma[n + 2 :]) * d_weight
                 d_gamma = [d_gamma[0] + d_gap, *d_gamma[1:], -d_gap]
@@ -115,7 +151,7 @@ class Vdm(Module):
             through_levels = level_pullback(xp.concat(d_levels))
             gamma_pullback(xp.concat(d_gamma) + through_levels, d_slope, interior)
 
-        return (prior, weight * error, reconstruction), pullback
+        return (level[:n], first, last, time, weight), pullback
 
     def denoise(self, z_t, now: Stop, before: Stop) -> Prediction:
         """What the net says at z_t (N, ...); the reverse step has the variance of q(z_s | z_t, x).
@@ -159,13 +195,16 @@ class LevelDecoder:
     """p(x_k | z₀) ∝ N(z₀; √ᾱ₀ x_k, 1-ᾱ₀) over the K levels of a pixel.
 
     Args:
-        levels: K.
+        levels: K ≥ 2.
+
+    Raises:
+        ValueError: K is below 2.
 
     Source: VDM-9, [Kingma 2021]
     """
 
     def __init__(self, levels: int):
-        self.levels = levels
+        self.kway = KWay(levels)  # whose logits are all 0
 
     def nll(self, x, eps, level):
         """-log p(x | z₀) at z₀ = √ᾱ₀ x + √(1-ᾱ₀) ε.
@@ -184,7 +223,7 @@ class LevelDecoder:
         Source: VDM-9, [Kingma 2021]
         """
         ratio = shaped(namespace(level).exp(0.5 * log_snr(level)), x)
-        apart = _centres(self.levels, x) - x[..., None]
+        apart = self.kway.centres(x) - x[..., None]
         gap = ratio[..., None] * apart - eps[..., None]
         xp = namespace(gap)
         total = logsumexp(-0.5 * gap * gap)
@@ -201,14 +240,8 @@ class LevelDecoder:
 
         Source: VDM-9
         """
-        xp = namespace(z0)
-        ratio = shaped(xp.exp(0.5 * log_snr(level)), z0)
-        at = z0 / shaped(xp.exp(0.5 * level), z0)
-        centres = _centres(self.levels, z0)
-        gap = ratio[..., None] * (at[..., None] - centres)
-        log_p = -0.5 * gap * gap
-        p = xp.exp(log_p - logsumexp(log_p)[..., None])
-        return xp.sum(p * centres, axis=-1)
+        logits = zeros((*z0.shape, self.kway.levels), like=z0)
+        return self.kway.clean(logits, z0, level, None)[0]
 
 
 class NormalDecoder:
@@ -277,10 +310,13 @@ def on_grid(t, steps: int):
     return (xp.clip(xp.floor(steps * t), 0.0, steps - 1.0) + 1.0) / steps
 
 
-def _centres(levels: int, like):
-    """The K centres of bins of [-1, 1], in the library and dtype of `like`."""
-    xp = namespace(like)
-    return level_centres(xp.arange(levels, dtype=like.dtype, device=like.device), levels)
+def _require_steps(steps: int, t) -> None:
+    """Refuse a number of steps that a bound at times t cannot have."""
+    if at_least_one_step(steps) > MOST_STEPS and t.dtype == namespace(t).float32:
+        raise ValueError(
+            f"steps must be at most {MOST_STEPS} in float32, where γ(t) - γ(t - 1/T) loses its "
+            f"digits, got {steps}; take float64 or continuous time"
+        )
 
 
 def _ratio_slope(ratio, level, like):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from re import escape
 
 import numpy as np
 import pytest
@@ -34,6 +35,13 @@ def test_example_sum_and_per_example_are_adjoint(born):
     left = host(arrays.example_sum(x)) @ host(v)
     right = np.sum(host(x * arrays.per_example(v, like=x)))
     assert left == right
+
+
+@on_every_backend
+def test_a_shape_is_the_one_that_was_asked_for_or_refused(born):
+    arrays.require_shape("eps", born.zeros((2, 3)), (2, 3))
+    with pytest.raises(ValueError, match=escape("eps must have shape (2, 3), got (1, 3)")):
+        arrays.require_shape("eps", born.zeros((1, 3)), (2, 3))
 
 
 def test_namespace_refuses_what_is_no_array():

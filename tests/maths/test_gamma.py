@@ -2,7 +2,7 @@
 
 from decimal import Decimal, localcontext
 from functools import cache
-from math import exp, log
+from math import exp, inf, log, nan
 from re import escape
 
 import numpy as np
@@ -227,7 +227,7 @@ def test_times_are_one_row(t, kind):
 
 @pytest.mark.parametrize("kind", [LearnedGamma, LinearGamma])
 def test_a_gamma_that_cannot_rise_is_refused(kind):
-    for settings in ({"first": 1.0, "last": 1.0}, {"last": float("nan")}):
+    for settings in ({"first": 1.0, "last": 1.0}, {"last": nan}, {"first": -inf}, {"last": inf}):
         with pytest.raises(ValueError, match="gamma must rise, got"):
             kind(**settings)
     with pytest.raises(ValueError, match="at least one unit, got 0"):

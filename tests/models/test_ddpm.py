@@ -1,5 +1,8 @@
 """models/ddpm.py: the whole bound in closed form, its terms by definition, its gradients."""
 
+from math import inf, nan
+from re import escape
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +19,15 @@ from scratchgen.maths.diffusion_bound import (
     variance_constant,
 )
 from scratchgen.maths.forward_process import q_posterior, q_sample
-from scratchgen.maths.likelihoods import DiscretisedNormal, Normal
+from scratchgen.maths.likelihoods import (
+    Bernoulli,
+    BernoulliLevels,
+    Categorical,
+    DiscretisedLogistic,
+    DiscretisedNormal,
+    FixedNormal,
+    Normal,
+)
 from scratchgen.maths.reverse_variance import (
     LearnedVariance,
     OptimalVariance,
@@ -518,6 +529,41 @@ def test_another_variance_leaves_the_model_as_it_was(seed):
 def test_an_affine_net_needs_a_likelihood():
     with pytest.raises(ValueError, match="name the likelihood"):
         Ddpm(Slope(), SHORT, p.Epsilon(), StepVariance())
+
+
+@pytest.mark.parametrize("way", [p.Epsilon(), p.KWay(2)], ids=["epsilon", "k-way"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [Bernoulli(), FixedNormal(1.0), BernoulliLevels(), DiscretisedLogistic(2), Categorical(2)],
+    ids=lambda likelihood: type(likelihood).__name__,
+)
+def test_a_likelihood_that_reads_no_mean_and_logvar_is_refused(way, likelihood):
+    """Some are narrower, so that one channel was read as two; some are as wide by chance."""
+    said = f"which read a mean and a log-variance, got {type(likelihood).__name__}"
+    with pytest.raises(ValueError, match=said):
+        Ddpm(Slope(), SHORT, way, StepVariance(), likelihood)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("t", (1,)), ("eps", (1, 3)), ("eps", (4, 1))])
+def test_times_and_noise_that_would_broadcast_are_refused(name, shape):
+    model, _ = small(p.Epsilon(), StepVariance())
+    given = {"x": normals(1, 4, 3), "t": T, "eps": normals(2, 4, 3)}
+    given[name] = np.ones(shape, dtype=given[name].dtype)
+    want = (4,) if name == "t" else (4, 3)
+    for door in (model.loss, model.look):
+        with pytest.raises(ValueError, match=escape(f"{name} must have shape {want}, got {shape}")):
+            door(**given)
+
+
+@pytest.mark.parametrize("shares", [[0.0, 0.0], [0.0, 1.0], [-1.0, 2.0], [nan, 1.0], [inf, 1.0]])
+def test_every_step_has_a_share(shares):
+    with pytest.raises(ValueError, match="shares must be positive and finite"):
+        draw_steps(np.asarray([0.0, 0.5]), np.asarray(shares))
+
+
+def test_the_noise_of_one_step_has_no_shares():
+    with pytest.raises(ValueError, match="at least 2 steps, got 1"):
+        noise_shares(Schedule([0.5]))
 
 
 @on_every_backend

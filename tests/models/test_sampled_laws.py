@@ -150,6 +150,15 @@ def test_the_density_of_the_flow_of_a_mixture_is_that_of_the_mixture(law):
     np.testing.assert_allclose(fine, law.log_prob(x), atol=0.001)
 
 
+def test_the_density_of_the_flow_of_normal_data_from_far_in_the_noise():
+    """From ᾱ_T = e^-916, where x_T is the noise and nothing else, it is that of the data."""
+    world = GaussianDiffusion(np.asarray([0.5, -1.0]), np.asarray([2.0, 0.3]))
+    stops, x = [Stop(9.0, -916.0), *even(1280, 20.0)], world.mean + normals(5, 6, 2)
+    got, x_last = flow.flow_log_density(flow_of_normal(world), x, stops, flow.exact_divergence)
+    np.testing.assert_allclose(got, world.log_prob(x, np.zeros(1)), atol=0.001)
+    np.testing.assert_allclose(x_last, (x - world.mean) / np.sqrt(world.variances), atol=0.001)
+
+
 def test_a_flow_that_does_nothing_has_the_density_of_the_noise():
     """ε̂ = 0 keeps u = x/√ᾱ, so x is N(0, ᾱ/ᾱ_T) whatever the stops."""
     x, levels = normals(2, 3, 2, 2), (-3.0, -1.0, -0.5)

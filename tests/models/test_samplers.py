@@ -4,6 +4,7 @@ There every sampler is affine, so the law of what it makes is known without draw
 """
 
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from functools import partial
 from math import exp, expm1, inf, nan, sqrt
 from re import escape
@@ -27,7 +28,7 @@ from scratchgen.testing.strategies import noise_levels, seeds, sizes, transition
 
 from denoisers import even, every_stop, generated, perfect, stops_of
 from errata import only_ours_obeys
-from support import NUMPY, host, normals, on_every_backend, tolerance
+from support import NUMPY, host, normals, on_every_backend, relative, tolerance
 
 HO = Schedule.linear(1000)
 STEPS = {
@@ -110,7 +111,7 @@ def test_a_stop_knows_its_noise(level):
     stop = Stop(np.float32(1.0), np.float64(level))
     assert (type(stop.time), type(stop.level)) == (float, float)
     assert Stop(0.0, 0.0) == CLEAN
-    assert stop.sigma**2 == pytest.approx(exp(-level) - 1.0, abs=1e-12, rel=1e-12)
+    assert stop.noise**2 == pytest.approx(1.0 - exp(level), abs=1e-15, rel=1e-12)
 
 
 @pytest.mark.equation("DDPM-16")
@@ -431,6 +432,24 @@ def test_stops_must_go_from_noise_to_data(levels):
         flow.flow_log_density(lambda x, stop: (x, lambda d: d), x, stops, flow.exact_divergence)
 
 
+@pytest.mark.parametrize("temperature", [-0.5, nan, inf])
+def test_the_scale_of_noise_is_a_number(temperature):
+    """Refused at the call too."""
+    at = (Say(0.0), s.ancestral, np.ones((2, 3)), stops_of(HO, [9, 0]))
+    said = f"temperature must be finite and at least 0, got {temperature}"
+    with pytest.raises(ValueError, match=said):
+        s.trajectory(*at, temperature=temperature)
+
+
+@every_step
+def test_noise_that_would_broadcast_is_refused(step):
+    at = (Say(np.zeros((2, 3))), step(), np.ones((2, 3)), stops_of(HO, [9, 4, 0]))
+    for shape in ((1, 3), (2, 1)):
+        said = escape(f"the noise of a step must have shape (2, 3), got {shape}")
+        with pytest.raises(ValueError, match=said):
+            s.generate(*at, lambda i, shape=shape: np.ones(shape))
+
+
 def flow_map(world, stops, x):
     """Where the flow of a normal world takes x: √V keeps its share, exactly."""
     (mean_t, v_t), (mean_s, v_s) = (
@@ -441,6 +460,38 @@ def flow_map(world, stops, x):
 
 ORDERS = {"ddim": (lambda: s.ddim(), 1), "euler": (lambda: s.flow_euler, 1)}
 ORDERS["heun"] = lambda: s.flow_heun, 2
+
+
+@pytest.mark.equation("SCORE-7")
+@given(st.floats(-2000.0, -1e-3), st.floats(1e-3, 1400.0))
+def test_a_straight_line_keeps_its_digits_however_much_noise_there_is(level, step):
+    """√ᾱ_s (x/√ᾱ_t + (ς_s - ς_t) slope), where ς = √(1/ᾱ - 1) itself may be beyond all numbers."""
+    now, before = Stop(1.0, level), Stop(0.0, min(level + step, 0.0))
+    with localcontext(prec=60):
+        (signal, sigma), (signal_s, sigma_s) = (
+            ((Decimal(at) / 2).exp(), ((-Decimal(at)).exp() - 1).sqrt())
+            for at in (now.level, before.level)
+        )
+        growth, turn = signal_s / signal, signal_s * (sigma_s - sigma)
+        one, none = np.ones(1), np.zeros(1)
+        assert relative(s.along(one, none, now, before)[0], growth) < 1e-12
+        got, largest = s.along(none, one, now, before)[0], max(growth, signal_s * sigma_s)
+        assert abs((Decimal(got) - turn) / largest) < 1e-12
+
+
+@pytest.mark.equation("SCORE-7")
+@pytest.mark.equation("SCORE-8")
+@pytest.mark.parametrize(("step", "error"), [(s.flow_euler, 0.11), (s.flow_heun, 0.05)])
+def test_the_flow_starts_as_far_in_the_noise_as_a_schedule_goes(step, error):
+    """From ᾱ_T = e^-916, where nothing moves for 900 steps, to where the data are felt."""
+    schedule, world, x = Schedule(np.full(1000, 0.6)), normal(2.0, 0.5), normals(4, 5, 1)
+    assert schedule.log_alpha_bar[-1] < -900.0
+    stops = stops_of(schedule, range(1000, 0, -1))
+    walk = list(s.trajectory(perfect(world), step, x, stops))
+    close(walk[900], x)
+    np.testing.assert_allclose(walk[-1], flow_map(world, stops, x), atol=error)
+    if step is s.flow_euler:
+        close(walk[-1], s.generate(perfect(world), s.ddim(), x, stops))
 
 
 @pytest.mark.equation("SCORE-7")

@@ -2,6 +2,7 @@
 
 from functools import cache
 from math import exp, log
+from re import escape
 
 import autograd
 import numpy as np
@@ -319,6 +320,41 @@ def test_a_net_without_a_cotangent_is_enough_where_nothing_is_learned_of_the_sch
 def test_the_mean_of_a_step_is_refused():
     with pytest.raises(ValueError, match="in continuous time a step has no mean"):
         Vdm(Perfect(), LinearGamma(), p.Mean(), NormalDecoder())
+
+
+def test_one_level_leaves_nothing_to_decode():
+    with pytest.raises(ValueError, match="at least 2 levels, got 1"):
+        LevelDecoder(1)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("t", (3,)), ("eps", (1, 3)), ("eps0", (2, 1))])
+def test_times_and_noise_that_would_broadcast_are_refused(name, shape):
+    """More times than examples were read as the ends of γ."""
+    model, x = Vdm(Perfect(), LinearGamma(), p.Epsilon(), NormalDecoder()), np.ones((2, 3))
+    given = {"t": np.full(2, 0.5), "eps": 0.0 * x, "eps0": 0.0 * x, name: np.full(shape, 0.5)}
+    want = (2,) if name == "t" else (2, 3)
+    with pytest.raises(ValueError, match=escape(f"{name} must have shape {want}, got {shape}")):
+        model.loss(x, **given)
+
+
+@pytest.mark.parametrize("steps", [0, -2, 1.5])
+def test_a_bound_of_no_step_is_refused(steps):
+    model, x = Vdm(Perfect(), LinearGamma(), p.Epsilon(), NormalDecoder()), np.ones((2, 3))
+    with pytest.raises(ValueError, match=f"steps must be a whole number and at least 1.*{steps}"):
+        model.loss(x, np.ones(2), 0.0 * x, 0.0 * x, steps)
+
+
+def test_more_steps_than_float32_can_tell_apart_are_refused():
+    """Up to there the mean of the term has four digits; with 10⁶ steps it would be 1 % too high."""
+    model, most = Vdm(Perfect(), LinearGamma(*ENDS), p.Epsilon(), NormalDecoder()), 10_000
+    x, eps = (np.repeat(a, most, axis=0) for a in sigma_points(1))
+    t = np.tile(np.arange(1, most + 1) / most, 4)
+    single, double = ([a.astype(f) for a in (x, t, eps, eps)] for f in ("float32", "float64"))
+    rough, exact = (model.loss(*at, most)[0][1].mean() for at in (single, double))
+    assert rough == pytest.approx(exact, rel=1e-4)
+    model.loss(*double, most + 1)
+    with pytest.raises(ValueError, match="at most 10000 in float32, .*got 10001; take float64"):
+        model.loss(*single, most + 1)
 
 
 @on_every_backend

@@ -19,11 +19,18 @@ from scratchgen.maths.bounds import bits_per_dim, elbo
 from scratchgen.maths.gamma import LearnedGamma, LinearGamma, level_from_gamma
 from scratchgen.metrics.likelihood import mean_and_error, vdm_bounds
 from scratchgen.models.samplers import Denoiser, Stop, clipped
-from scratchgen.models.vdm import LevelDecoder, NormalDecoder, Vdm, low_discrepancy, on_grid
+from scratchgen.models.vdm import (
+    MOST_STEPS,
+    LevelDecoder,
+    NormalDecoder,
+    Vdm,
+    low_discrepancy,
+    on_grid,
+)
 from scratchgen.training.progress import say
 
 GAMMAS = {"linear": LinearGamma, "learned": LearnedGamma}
-SAMPLING_STEPS, MOST_STEPS = 250, 10_000
+SAMPLING_STEPS = 250
 TERMS = ("prior", "diffusion", "reconstruction")
 
 
