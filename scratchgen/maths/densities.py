@@ -106,7 +106,7 @@ class Mixture(Density):
             x: (..., D).
 
         Returns:
-            (..., D).
+            (..., D); nan where x is so far away that the squares overflow and log p(x) is -inf.
 
         Source: SCORE-1
         """

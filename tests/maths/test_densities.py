@@ -121,6 +121,14 @@ def test_far_away_the_score_stays_that_of_a_normal(mixture, log_distance):
     oracle.assert_close(mixture.score(x), shares @ pulls, 1e-10, "score")
 
 
+def test_beyond_the_range_of_squares_the_density_is_zero():
+    """No number says how the components share such a point, so the score is none."""
+    mixture, far = mixture_of(1, 2, 2), np.full((1, 2), 1e200)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert mixture.log_prob(far) == -inf
+        assert np.all(np.isnan(mixture.score(far)))
+
+
 @pytest.mark.equation("DDPM-4")
 @given(mixtures(most_dims=1), LEVELS)
 def test_the_noised_marginal_is_a_convolution(mixture, level):
