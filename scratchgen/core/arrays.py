@@ -94,9 +94,41 @@ def require_shape(name: str, array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
 
 
+def with_dims(x, dims: int):
+    """x, where it is (..., dims).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if x.shape[-1:] != (dims,):
+        raise ValueError(f"x must be (..., {dims}), got {x.shape}")
+    return x
+
+
+def require_codes(name: str, codes, count: int) -> None:
+    """Refuse what are no integers in 0..count-1.
+
+    Raises:
+        ValueError: they are of another type, or one of them is out of that range.
+    """
+    xp = namespace(codes)
+    inside = xp.isdtype(codes.dtype, "integral") and bool(xp.all((codes >= 0) & (codes < count)))
+    if not inside:
+        raise ValueError(
+            f"{name} must be integers in 0..{count - 1}, got {codes.dtype} "
+            f"from {float(xp.min(codes)):g} to {float(xp.max(codes)):g}"
+        )
+
+
 def halves(h):
-    """The two halves of the last axis: (..., 2c) -> (..., c), (..., c)."""
-    c = h.shape[-1] // 2
+    """The two halves of the last axis: (..., 2c) -> (..., c), (..., c).
+
+    Raises:
+        ValueError: the axis has odd length, so that halves would broadcast or not fit.
+    """
+    c, odd = divmod(h.shape[-1], 2)
+    if odd:
+        raise ValueError(f"an axis to be halved must have even length, got {h.shape}")
     return h[..., :c], h[..., c:]
 
 

@@ -62,11 +62,15 @@ def log1mexp(d):
 
 
 def logsumexp(x, axis: int = -1):
-    """log Σ e^x along one axis, which is dropped; the largest term is taken out first."""
+    """log Σ e^x along one axis, which is dropped; the largest term is taken out first.
+
+    Terms may be infinite: of nothing but e^-inf it is -inf, with an e^inf it is inf.
+    """
     xp = namespace(x)
-    top = xp.max(x, axis=axis, keepdims=True)
-    total = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True))
-    return xp.squeeze(top + total, axis=axis)
+    top, most = xp.max(x, axis=axis, keepdims=True), xp.finfo(x.dtype).max
+    total = xp.sum(xp.exp(x - xp.clip(top, -most, most)), axis=axis, keepdims=True)
+    # the largest term alone adds 1, unless all are e^-inf
+    return xp.squeeze(top + xp.log(xp.maximum(total, 1.0)), axis=axis)
 
 
 def log_ndtr(x):

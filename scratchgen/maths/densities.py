@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 from math import exp, expm1, inf
 
-from scratchgen.core.arrays import Backend, namespace, rows
+from scratchgen.core.arrays import Backend, namespace, rows, with_dims
 from scratchgen.core.numerics import LOG_2PI, logsumexp
-from scratchgen.maths.gaussian import cholesky
+from scratchgen.maths.gaussian import cholesky, require_finite_mean
 
 BLOCK = 1 << 21  # numbers worked on at a time, so that memory does not grow with rows × components
 
@@ -53,11 +53,13 @@ class Mixture(Density):
 
     Raises:
         ValueError: shapes that do not fit, a weight that is negative or infinite, no weight that
-            is positive, or a covariance that is not symmetric and positive definite.
+            is positive, a mean that is not finite, or a covariance that is not symmetric and
+            positive definite.
     """
 
     def __init__(self, backend: Backend, weights, means, covariances):
-        w, m, s = (backend.asarray(a) for a in (weights, means, covariances))
+        given = (backend.asarray(a) for a in (weights, means, covariances))
+        w, m, s = (backend.xp.asarray(a, copy=True) for a in given)
         if m.ndim != 2 or w.shape != m.shape[:1] or s.shape != (*m.shape, *m.shape[1:]):
             raise ValueError(
                 "a mixture needs weights (K,), means (K, D) and covariances (K, D, D), got "
@@ -66,6 +68,7 @@ class Mixture(Density):
         xp, total = backend.xp, backend.xp.sum(w)
         if not (bool(xp.all(w >= 0.0)) and 0.0 < float(total) < inf):
             raise ValueError(f"weights must not be negative, infinite, nor all of them 0, got {w}")
+        require_finite_mean(m)
         self.backend, self.dims = backend, m.shape[1]
         self.weights, self.means, self.covariances = w / total, m, s
         self._scale = cholesky(s)
@@ -106,7 +109,7 @@ class Mixture(Density):
             x: (..., D).
 
         Returns:
-            (..., D).
+            (..., D); nan where x is so far away that the squares overflow and log p(x) is -inf.
 
         Source: SCORE-1
         """
@@ -244,17 +247,6 @@ class Mixture(Density):
         edges = [0, *range(size, n, size), n]
         y = xp.concat([f(flat[first:last, :]) for first, last in pairwise(edges)])
         return xp.reshape(y, x.shape[:-1] + y.shape[1:])
-
-
-def with_dims(x, dims: int):
-    """x, where it is (..., dims).
-
-    Raises:
-        ValueError: it is not.
-    """
-    if x.shape[-1:] != (dims,):
-        raise ValueError(f"x must be (..., {dims}), got {x.shape}")
-    return x
 
 
 def identity(backend: Backend, dims: int):

@@ -279,7 +279,7 @@ def categorical_nll(codes, logits):
 
     Args:
         codes: (...), int64 in 0..K-1.
-        logits: (..., K).
+        logits: (..., K); -inf for a class that cannot be.
 
     Returns:
         nll: (...), nats.
@@ -290,12 +290,15 @@ def categorical_nll(codes, logits):
     xp = namespace(logits)
     total = logsumexp(logits)
     levels = xp.arange(logits.shape[-1], device=codes.device)
-    chosen = xp.astype(codes[..., None] == levels, total.dtype)  # one-hot: a gather that traces
+    chosen = codes[..., None] == levels  # one-hot: a gather that traces
 
     def pullback(d_nll):
-        return (xp.exp(logits - total[..., None]) - chosen) * d_nll[..., None]
+        d_logits = xp.exp(logits - total[..., None])
+        d_logits -= xp.astype(chosen, d_logits.dtype)
+        d_logits *= d_nll[..., None]
+        return d_logits
 
-    return total - xp.sum(chosen * logits, axis=-1), pullback
+    return total - xp.sum(xp.where(chosen, logits, 0.0), axis=-1), pullback
 
 
 def _end_bins(x, levels: int):

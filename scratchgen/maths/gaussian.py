@@ -8,7 +8,7 @@ Values only: these are the truths that models are compared with, not parts of a 
 from collections.abc import Sequence
 from math import nan
 
-from scratchgen.core.arrays import full_like, namespace, rows
+from scratchgen.core.arrays import full_like, namespace, require_shape, rows, with_dims
 from scratchgen.core.numerics import LOG_2PI
 
 
@@ -20,7 +20,8 @@ class Gaussian:
         covariance: (D, D), symmetric and positive definite.
 
     Raises:
-        ValueError: the shapes do not fit, or the covariance is not symmetric and positive definite.
+        ValueError: the shapes do not fit, the mean is not finite, or the covariance is not
+            symmetric and positive definite.
 
     Source: [Bishop 2006]
     """
@@ -30,7 +31,9 @@ class Gaussian:
             raise ValueError(
                 f"need mean (D,) and covariance (D, D), got {mean.shape} and {covariance.shape}"
             )
-        self.mean, self.covariance = mean, covariance
+        require_finite_mean(mean)
+        xp = namespace(mean)
+        self.mean, self.covariance = xp.asarray(mean, copy=True), xp.asarray(covariance, copy=True)
         self.factor = cholesky(covariance)  # covariance = L Lᵀ
 
     @property
@@ -53,18 +56,24 @@ class Gaussian:
         Returns:
             (...), nats.
 
+        Raises:
+            ValueError: x is not (..., D).
+
         Source: VAE-7
         """
-        xp = namespace(x)
-        square = xp.sum((x - self.mean) * self._solved(x - self.mean), axis=-1)
+        xp, gap = namespace(x), with_dims(x, self.dims) - self.mean
+        square = xp.sum(gap * self._solved(gap), axis=-1)
         return -0.5 * (square + self.log_det + self.dims * LOG_2PI)
 
     def score(self, x):
         """∇ log N(x; m, S) = -S⁻¹ (x - m): x (..., D) -> (..., D).
 
+        Raises:
+            ValueError: x is not (..., D).
+
         Source: SCORE-1
         """
-        return -self._solved(x - self.mean)
+        return -self._solved(with_dims(x, self.dims) - self.mean)
 
     def kl(self, other: "Gaussian") -> float:
         """KL(self ‖ other) = ½ [tr(S₁⁻¹ S₀) + (m₁-m₀)ᵀ S₁⁻¹ (m₁-m₀) - D + log(det S₁/det S₀)].
@@ -108,13 +117,15 @@ class Gaussian:
             value: (len(known),), v.
 
         Raises:
-            ValueError: `known` repeats a coordinate, names one that is not there or leaves none.
+            ValueError: `known` repeats a coordinate, names one that is not there or leaves none, or
+                the value has not its shape.
 
         Source: ELBO-1, [Bishop 2006]
         """
         if len(known) == 0:
             return self
         self._check(known)
+        require_shape("value", value, (len(known),))
         rest = [i for i in range(self.dims) if i not in set(known)]
         if not rest:
             raise ValueError(f"a conditional needs a coordinate that is not known, got {known}")
@@ -125,7 +136,17 @@ class Gaussian:
         return Gaussian(mean, 0.5 * (covariance + covariance.T))
 
     def affine(self, matrix, offset, noise) -> "Gaussian":
-        """The law of matrix @ x + offset + e with e ~ N(0, noise): (E, D), (E,), (E, E)."""
+        """The law of matrix @ x + offset + e with e ~ N(0, noise): (E, D), (E,), (E, E).
+
+        Raises:
+            ValueError: offset or noise has another shape; a variance v is v times the unit matrix.
+        """
+        e, shapes = matrix.shape[0], [getattr(a, "shape", ()) for a in (offset, noise)]
+        if shapes != [(e,), (e, e)]:
+            raise ValueError(
+                f"a matrix {matrix.shape} needs offset ({e},) and noise ({e}, {e}), got shapes "
+                f"{shapes[0]} and {shapes[1]}"
+            )
         return Gaussian(matrix @ self.mean + offset, matrix @ self.covariance @ matrix.T + noise)
 
     def sample(self, eps):
@@ -151,20 +172,38 @@ class Gaussian:
         return xp.take(a, xp.asarray(list(indices), device=a.device), axis=axis)
 
 
+def require_finite_mean(mean) -> None:
+    """Refuse a mean, or means, with a number that is infinite or none.
+
+    Raises:
+        ValueError: there is one.
+    """
+    xp = namespace(mean)
+    if not bool(xp.all(xp.isfinite(mean))):
+        raise ValueError(f"every number of a mean must be finite, got {mean}")
+
+
+def symmetric(s):
+    """Whether matrices are symmetric but for rounding: (..., D, D) -> (...).
+
+    That is, to 1e-5 of their own largest entry.
+    """
+    xp = namespace(s)
+    asymmetry = xp.max(xp.abs(s - xp.matrix_transpose(s)), axis=(-2, -1))
+    return asymmetry <= 1e-5 * xp.max(xp.abs(s), axis=(-2, -1))
+
+
 def cholesky(s):
     """The lower factors L of covariances s = L Lᵀ: (..., D, D) -> (..., D, D).
 
     Raises:
-        ValueError: one of them is not positive definite, or is less symmetric than rounding makes
-            it: by more than 1e-5 of its own largest entry.
+        ValueError: one of them is not symmetric, or not positive definite.
     """
     xp = namespace(s)
-    asymmetry = xp.max(xp.abs(s - xp.matrix_transpose(s)), axis=(-2, -1))
-    symmetric = asymmetry <= 1e-5 * xp.max(xp.abs(s), axis=(-2, -1))
     try:
         factor = xp.linalg.cholesky(s)
     except ValueError:  # NumPy's LinAlgError is one; CuPy gives NaN
         factor = full_like(s, nan)
-    if not (bool(xp.all(symmetric)) and bool(xp.all(xp.isfinite(factor)))):
+    if not (bool(xp.all(symmetric(s))) and bool(xp.all(xp.isfinite(factor)))):
         raise ValueError(f"covariances must be symmetric and positive definite, got {s}")
     return factor

@@ -3,13 +3,14 @@
 Each has the same four doors: `width`, how many numbers the network gives per data dimension;
 `nll(x, h)`, the cost and its pullback; `mean(h)`; and `sample(h, stream)`. The last axis of h is
 `width` times as long as that of x: first all means, then all log-variances or log-scales (only
-Categorical keeps the numbers of one dimension together). x is data and has no cotangent.
+Categorical keeps the numbers of one dimension together). x is data and has no cotangent. An h of
+another shape is refused with a ValueError.
 """
 
 from abc import ABC, abstractmethod
 from math import log
 
-from scratchgen.core.arrays import full_like, halves, namespace
+from scratchgen.core.arrays import full_like, halves, namespace, require_shape
 from scratchgen.core.numerics import level_centres, level_codes, logsumexp, sigmoid
 from scratchgen.maths.distributions import (
     bernoulli_nll,
@@ -30,6 +31,7 @@ class Bernoulli:
 
     def nll(self, x, h):
         """x, h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         return bernoulli_nll(x, h)
 
     def mean(self, h):
@@ -74,6 +76,7 @@ class FixedNormal:
 
     def nll(self, x, h):
         """x, h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         nll, pullback = normal_nll(x, h, full_like(h, log(self.variance)))
         return nll, lambda d_nll: pullback(d_nll)[1]
 
@@ -102,6 +105,7 @@ class Normal:
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         nll, pullback = normal_nll(x, *halves(h))
         return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll)[1:], axis=-1)
 
@@ -181,6 +185,7 @@ class DiscretisedLogistic(Levels):
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         mean, log_scale = halves(h)
         nll, pullback = discretised_logistic_nll(x, mean, log_scale, self.levels)
         return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll), axis=-1)
@@ -194,6 +199,7 @@ class DiscretisedNormal(Levels):
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         mean, logvar = halves(h)
         nll, pullback = discretised_normal_nll(x, mean, logvar, self.levels)
         return nll, lambda d_nll: namespace(d_nll).concat(pullback(d_nll), axis=-1)
@@ -222,6 +228,7 @@ class BernoulliLevels(Levels):
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         return bernoulli_nll(x + 0.5, h)
 
 
@@ -237,6 +244,7 @@ class Categorical(Levels):
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., C·K) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
+        _require_width(self, x, h)
         nll, pullback = categorical_nll(level_codes(x, self.levels), self._logits(h))
         return nll, lambda d_nll: namespace(d_nll).reshape(pullback(d_nll), h.shape)
 
@@ -248,3 +256,8 @@ class Categorical(Levels):
     def _logits(self, h):
         shape = (*h.shape[:-1], h.shape[-1] // self.levels, self.levels)
         return namespace(h).reshape(h, shape)
+
+
+def _require_width(likelihood, x, h) -> None:
+    width = likelihood.width * x.shape[-1]
+    require_shape(f"h of {type(likelihood).__name__}", h, (*x.shape[:-1], width))

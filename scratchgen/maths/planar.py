@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import partial
 from math import ceil, cos, inf, log, pi, sin, sqrt
 
-from scratchgen.core.arrays import Backend, full_like, namespace, ones, rows
+from scratchgen.core.arrays import Backend, full_like, namespace, ones, rows, with_dims
 from scratchgen.core.numerics import level_centres, logsumexp
-from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax, with_dims
+from scratchgen.maths.densities import Density, Mixture, signal_and_variance, softmax
 from scratchgen.maths.distributions import discretised_normal_nll
 
 MOST_NODES = 1 << 13  # of an open piece: their weights take a matrix of half the square of that

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from scratchgen.core.arrays import require_codes, require_shape
 from scratchgen.core.numerics import logsumexp
 
 COMPONENTS = 10
@@ -25,9 +26,14 @@ def baselines(train: np.ndarray, test: np.ndarray, levels: int) -> dict[str, flo
 
     Returns:
         name -> bits per dimension: a uniform code; every pixel independent with its own histogram;
-        a mixture of ten such models; and the general compressors lzma and zlib on the raw bytes.
+        a mixture of ten such models; and the general compressors lzma and zlib on the raw bytes,
+        as few for each code as hold K levels.
+
+    Raises:
+        ValueError: codes are out of their range, or train and test have not the same dimensions.
     """
-    raw = test.astype(np.uint8).tobytes()
+    _require_fit(train, test, levels)
+    raw = test.astype(np.min_scalar_type(levels - 1)).tobytes()
     return {
         "uniform": float(np.log2(levels)),
         "zlib": 8.0 * len(zlib.compress(raw, 9)) / test.size,
@@ -48,10 +54,14 @@ def mixture_bits(train: np.ndarray, test: np.ndarray, levels: int, components: i
     histograms are those of all dimensions.
 
     Args:
-        train, test: (N, ...) integer codes.
+        train, test: (N, ...) integer codes in 0..levels-1.
         levels: K.
         components: C.
+
+    Raises:
+        ValueError: codes are out of their range, or train and test have not the same dimensions.
     """
+    _require_fit(train, test, levels)
     train, test = (codes.reshape(len(codes), -1) for codes in (train, test))
     generator = np.random.Generator(np.random.Philox(key=0))
     share = generator.dirichlet(np.ones(components), len(train))
@@ -61,6 +71,12 @@ def mixture_bits(train: np.ndarray, test: np.ndarray, levels: int, components: i
         share = np.exp(joint - logsumexp(joint)[:, None])
     log_likelihood = logsumexp(_log_joint(train, test, levels, share))
     return float(-log_likelihood.mean() / (test.shape[1] * np.log(2.0)))
+
+
+def _require_fit(train: np.ndarray, test: np.ndarray, levels: int) -> None:
+    require_codes("train", train, levels)
+    require_codes("test", test, levels)
+    require_shape("test", test, (len(test), *train.shape[1:]))
 
 
 def _log_joint(train, seen, levels: int, share) -> np.ndarray:

@@ -5,7 +5,7 @@ Trained on the data itself, it also gives the features on which samples are comp
 
 import hashlib
 
-from scratchgen.core.arrays import namespace, to_host
+from scratchgen.core.arrays import namespace, require_codes, require_shape, to_host
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.numerics import logsumexp
 from scratchgen.maths.distributions import categorical_nll
@@ -38,10 +38,15 @@ class Classifier(Module):
             terms: (nll,), (N,) in nats.
             pullback: (d_nll,), (N,) -> None; adds the gradients of whatever is not frozen.
 
+        Raises:
+            ValueError: there is not one label for each example, or one is no class.
+
         Source: NET-3
         """
         features, trunk_pullback = self.run("trunk", self.trunk, x, stream=stream)
         logits, head_pullback = self.run("head", self.head, features, stream=stream)
+        require_shape("labels", labels, x.shape[:1])
+        require_codes("labels", labels, logits.shape[1])
         nll, nll_pullback = categorical_nll(labels, logits)
 
         def pullback(d_nll):

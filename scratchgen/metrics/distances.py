@@ -12,6 +12,7 @@ import numpy as np
 
 from scratchgen.core.arrays import to_host
 from scratchgen.core.streams import Stream
+from scratchgen.maths.gaussian import symmetric
 
 BLOCK = 1024  # rows of a kernel matrix at once
 LINES = 32  # directions at once
@@ -52,13 +53,25 @@ def normal_moments(mean, covariance) -> Moments:
         covariance: (F, F), symmetric and positive semi-definite.
 
     Raises:
-        ValueError: the covariance has a negative eigenvalue.
+        ValueError: the shapes do not fit, a number is not finite, or the covariance is not
+            symmetric or has a negative eigenvalue.
     """
-    values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
+    mean, covariance = (np.asarray(a, dtype=np.float64) for a in (mean, covariance))
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(
+            f"need a mean (F,) and a covariance (F, F), got {mean.shape} and {covariance.shape}"
+        )
+    finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
+    if not (finite and symmetric(covariance)):
+        raise ValueError(
+            "mean and covariance must be finite, and the covariance symmetric, got "
+            f"{mean} and {covariance}"
+        )
+    values, vectors = np.linalg.eigh(covariance)
     if values[0] < -1e-10 * values[-1]:
         raise ValueError(f"a covariance has no negative eigenvalue, got {values[0]:.3g}")
     factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    return Moments(np.asarray(mean, dtype=np.float64), factor)
+    return Moments(mean, factor)
 
 
 def frechet_distance(a, b) -> float:

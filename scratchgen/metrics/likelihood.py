@@ -263,5 +263,14 @@ def _batches(x) -> Iterator:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of (N,) numbers and its standard error."""
+    """The mean of (N,) numbers and its standard error.
+
+    Raises:
+        ValueError: there is one number only, or they are no vector.
+    """
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(
+            f"a standard error needs numbers (N,) with N ≥ 2, got shape {values.shape}; evaluate "
+            "more examples"
+        )
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)

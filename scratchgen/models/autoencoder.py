@@ -5,7 +5,7 @@
 No labels, and no distribution on h: one cannot sample from it. That is what the VAE adds.
 """
 
-from scratchgen.core.arrays import example_sum, namespace, per_example
+from scratchgen.core.arrays import example_sum, namespace, per_example, require_shape
 from scratchgen.core.module import Module
 
 
@@ -36,10 +36,14 @@ class Autoencoder(Module):
             terms: (squared_error,), (N,) in squared data units.
             pullback: (d_squared_error,), (N,) -> None; adds the parameters' gradients.
 
+        Raises:
+            ValueError: x̂ has another shape than x.
+
         Source: NET-1, VAE-7
         """
         h, encoder_pullback = self.run("encoder", self.encoder, x, stream=stream)
         x_hat, decoder_pullback = self.run("decoder", self.decoder, h, stream=stream)
+        require_shape("decoder(h)", x_hat, x.shape)
         gap = x_hat - x
 
         def pullback(d_squared_error):

@@ -19,7 +19,7 @@ each of its steps or by `gradient_penalty` in its loss.
 
 from math import pi
 
-from scratchgen.core.arrays import example_sum, namespace, ones, per_example, zeros
+from scratchgen.core.arrays import example_sum, namespace, ones, per_example, require_shape, zeros
 from scratchgen.core.module import FlatParameters, Module
 from scratchgen.core.numerics import accurate_sigmoid, softplus
 
@@ -261,7 +261,8 @@ def gradient_penalty(critic, params: FlatParameters, x, fake, u):
         pullback: d (N,) -> None; adds the gradient of the critic's parameters.
 
     Raises:
-        ValueError: the critic has batch norm or dropout, or a layer that reads data.
+        ValueError: the critic has batch norm or dropout, or a layer that reads data; or fake or u
+            has another shape.
 
     Source: GAN-12, [Gulrajani 2017]
     """
@@ -271,6 +272,8 @@ def gradient_penalty(critic, params: FlatParameters, x, fake, u):
             "a gradient penalty is for a critic without batch norm, which mixes examples, and "
             "without dropout; build it with layer norm, or with no norm"
         )
+    require_shape("fake", fake, x.shape)
+    require_shape("u", u, x.shape[:1])
     u = per_example(u, x)
     between = u * x + (1.0 - u) * fake
     score, critic_pullback = critic(between)
@@ -301,7 +304,14 @@ def clip(params: FlatParameters, limit: float) -> None:
 
 
 def interpolate(z0, z1, steps: int):
-    """(1 - w) z0 + w z1, for w from 0 to 1 in equal steps: (N, ...) twice -> (steps, N, ...)."""
+    """(1 - w) z0 + w z1, for w from 0 to 1 in equal steps: (N, ...) twice -> (steps, N, ...).
+
+    Raises:
+        ValueError: z0 and z1 differ in shape, or there are fewer than 2 steps.
+
+    Source: DVAE-13
+    """
+    require_shape("z1", z1, z0.shape)
     w = _fractions(steps, z0)
     return (1.0 - w) * z0 + w * z1
 
@@ -311,7 +321,13 @@ def interpolate_normal(z0, z1, steps: int):
 
     Of two independent z ~ N(0, I), each z on this arc is one. On the straight line they are too
     short: N(0, ½ I) halfway.
+
+    Raises:
+        ValueError: z0 and z1 differ in shape, or there are fewer than 2 steps.
+
+    Source: DVAE-13
     """
+    require_shape("z1", z1, z0.shape)
     angle = 0.5 * pi * _fractions(steps, z0)
     return namespace(angle).cos(angle) * z0 + namespace(angle).sin(angle) * z1
 

@@ -39,15 +39,13 @@ class Vae(Module):
             pullback: (d_reconstruction, d_kl), each (N,) -> None; adds the parameters' gradients.
 
         Raises:
-            ValueError: eps has not three axes.
+            ValueError: eps has another shape.
 
         Source: VAE-6, VAE-8
         """
-        if eps.ndim != 3:
-            raise ValueError(f"eps must be (L, N, K), one axis for the samples; got {eps.shape}")
-        samples = eps.shape[0]
         posterior, encoder_pullback = self.run("encoder", self.encoder, x, stream=stream)
         mean, logvar = halves(posterior)
+        samples = _require_noise(eps, mean)
         z, z_pullback = reparameterise(mean, logvar, eps)
         nll, decoder_pullback = self._nll(x, z, stream)
         kl, kl_pullback = standard_normal_kl(mean, logvar)
@@ -72,6 +70,9 @@ class Vae(Module):
         Returns:
             (S, N), nats. Their mean over S estimates the ELBO, their log-mean-exp a tighter bound.
 
+        Raises:
+            ValueError: eps has another shape.
+
         Source: ELBO-2, ELBO-4, VAE-3
         """
         nll, log_ratio = self.weigh(x, eps)
@@ -88,9 +89,13 @@ class Vae(Module):
             nll: (S, N), nats; its mean over S is the ELBO's reconstruction term.
             log_ratio: (S, N), nats; log_ratio - nll is the log of the importance weight.
 
+        Raises:
+            ValueError: eps has another shape.
+
         Source: ELBO-2, ELBO-4, VAE-3
         """
         mean, logvar = self.encode(x)
+        _require_noise(eps, mean)
         z, _ = reparameterise(mean, logvar, eps)
         nll, _ = self._nll(x, z, None)
         log_ratio = normal_log_pdf(z) - normal_log_pdf(eps) + 0.5 * logvar
@@ -114,7 +119,7 @@ class Vae(Module):
     def reconstruct(self, x):
         """E[x' | z = mean of q(z | x)]: x (N, ...) -> (N, ...).
 
-        Source: VAE-9
+        Source: VAE-1, VAE-2
         """
         return self.decode(self.encode(x)[0])
 
@@ -183,7 +188,26 @@ def active_units(kl_per_dimension, threshold: float = 0.01) -> int:
         kl_per_dimension: (N, K), as `Vae.kl_per_dimension` returns it.
         threshold: nats.
 
+    Raises:
+        ValueError: a mean is not a number.
+
     Source: VAE-10
     """
     xp = namespace(kl_per_dimension)
-    return int(xp.sum(xp.astype(xp.mean(kl_per_dimension, axis=0) > threshold, xp.int64)))
+    mean = xp.mean(kl_per_dimension, axis=0)
+    wrong = [k for k in range(mean.shape[0]) if bool(xp.isnan(mean[k]))]
+    if wrong:
+        raise ValueError(f"the mean KL of latent dimensions {wrong} is not a number")
+    return int(xp.sum(xp.astype(mean > threshold, xp.int64)))
+
+
+def _require_noise(eps, mean) -> int:
+    """The number of samples L, once the noise is (L, N, K) for a mean (N, K).
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    n, k = mean.shape
+    if eps.shape[1:] != (n, k):
+        raise ValueError(f"eps must be (L, {n}, {k}), got {eps.shape}")
+    return eps.shape[0]

@@ -38,10 +38,41 @@ def test_example_sum_and_per_example_are_adjoint(born):
 
 
 @on_every_backend
-def test_a_shape_is_the_one_that_was_asked_for_or_refused(born):
-    arrays.require_shape("eps", born.zeros((2, 3)), (2, 3))
-    with pytest.raises(ValueError, match=escape("eps must have shape (2, 3), got (1, 3)")):
-        arrays.require_shape("eps", born.zeros((1, 3)), (2, 3))
+def test_a_shape_that_would_broadcast_is_refused(born):
+    x = born.zeros((2, 3))
+    arrays.require_shape("x", x, (2, 3))
+    for shape in ((1, 3), (2, 1), (3,), (1, 2, 3), ()):
+        with pytest.raises(ValueError, match=escape(f"x must have shape {shape}, got (2, 3)")):
+            arrays.require_shape("x", x, shape)
+
+
+@on_every_backend
+def test_points_have_so_many_dimensions(born):
+    x = born.zeros((2, 3))
+    assert arrays.with_dims(x, 3) is x
+    for dims in (1, 2, 6):
+        with pytest.raises(ValueError, match=escape(f"x must be (..., {dims}), got (2, 3)")):
+            arrays.with_dims(x, dims)
+
+
+@on_every_backend
+def test_codes_are_integers_below_their_number(born):
+    arrays.require_codes("labels", born.indices([[0, 2], [1, 2]]), 3)
+    for wrong in ([0, 3], [-1, 0]):
+        says = rf"labels must be integers in 0\.\.2, got .*int64 from {wrong[0]} to {wrong[1]}"
+        with pytest.raises(ValueError, match=says):
+            arrays.require_codes("labels", born.indices(wrong), 3)
+    with pytest.raises(ValueError, match=r"0\.\.2, got .*float.* from 0 to 1"):
+        arrays.require_codes("labels", born.asarray([0.0, 1.0]), 3)
+    arrays.require_codes("codes", np.asarray([255], np.uint8), 1000)
+
+
+@on_every_backend
+def test_halves_are_equal(born):
+    low, high = arrays.halves(born.asarray([[0.0, 1.0, 2.0, 3.0]]))
+    np.testing.assert_array_equal([host(low), host(high)], [[[0.0, 1.0]], [[2.0, 3.0]]])
+    with pytest.raises(ValueError, match=escape("even length, got (2, 3)")):
+        arrays.halves(born.zeros((2, 3)))
 
 
 def test_namespace_refuses_what_is_no_array():

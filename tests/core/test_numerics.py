@@ -103,6 +103,19 @@ def test_logsumexp_shifts_with_its_argument(seed, shift):
     np.testing.assert_allclose(numerics.logsumexp(x + shift), want, rtol=1e-12, atol=1e-12)
 
 
+@given(seeds(), st.sampled_from(["float32", "float64"]))
+def test_logsumexp_of_infinite_terms(seed, kind):
+    """Of nothing but e^-inf it is -inf, of anything and e^inf inf, and neither warns.
+
+    An e^-inf among others adds nothing; nan stays.
+    """
+    inf, some = np.inf, 1e3 * normals(seed, 2)
+    rows = [[-inf, -inf, -inf], [inf, *some], [inf, -inf, inf], [-inf, *some], [np.nan, *some]]
+    got = numerics.logsumexp(np.asarray(rows, kind))
+    want = [-inf, inf, inf, numerics.logsumexp(some.astype(kind)), np.nan]
+    np.testing.assert_array_equal(got, np.asarray(want, kind))
+
+
 @given(st.integers(2, 300), st.data())
 def test_codes_survive_scaling_and_back(levels, data):
     codes = np.asarray(data.draw(st.lists(st.integers(0, levels - 1), min_size=1, max_size=5)))

@@ -31,6 +31,13 @@ def test_the_importance_weighted_bound_lies_between_mean_and_maximum(seed, sampl
 
 
 @pytest.mark.equation("ELBO-2")
+def test_data_that_no_sample_explains_have_no_evidence():
+    """Weights of 0: the bound is log 0, unless one of them is not."""
+    weights = np.asarray([[-np.inf, -np.inf], [-np.inf, 1.0]])
+    np.testing.assert_allclose(importance_weighted_bound(weights), [-np.inf, 1.0 - log(2.0)])
+
+
+@pytest.mark.equation("ELBO-2")
 @given(seeds(), st.integers(2, 5), st.integers(2, 5))
 def test_jensen_on_finite_worlds(seed, states, values):
     """E_q[p/q] = p(x) exactly, and the ELBO never exceeds log p(x), for arbitrary p and q."""

@@ -121,6 +121,14 @@ def test_far_away_the_score_stays_that_of_a_normal(mixture, log_distance):
     oracle.assert_close(mixture.score(x), shares @ pulls, 1e-10, "score")
 
 
+def test_beyond_the_range_of_squares_the_density_is_zero():
+    """No number says how the components share such a point, so the score is none."""
+    mixture, far = mixture_of(1, 2, 2), np.full((1, 2), 1e200)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert mixture.log_prob(far) == -inf
+        assert np.all(np.isnan(mixture.score(far)))
+
+
 @pytest.mark.equation("DDPM-4")
 @given(mixtures(most_dims=1), LEVELS)
 def test_the_noised_marginal_is_a_convolution(mixture, level):
@@ -312,6 +320,8 @@ UNIT = [[[1.0, 0.0], [0.0, 1.0]]]
         (([1.0], [[0.0, 0.0]], [[[1.0, 2.0], [2.0, 1.0]]]), "positive definite"),
         (([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]]), "symmetric"),
         (([1.0], [[0.0]], [[[nan]]]), "positive definite"),
+        (([1.0], [[nan]], [[[1.0]]]), "every number of a mean must be finite"),
+        (([0.5, 0.5], [[0.0], [inf]], [[[1.0]]] * 2), "every number of a mean must be finite"),
         (
             ([1.0, 1.0], [[0.0, 0.0]] * 2, [[[1.0, 0.9], [-0.9, 1.0]], [[1e6, 0.0], [0.0, 1e6]]]),
             "symmetric",
@@ -321,6 +331,16 @@ UNIT = [[[1.0, 0.0], [0.0, 1.0]]]
 def test_a_mixture_says_what_must_hold(args, says):
     with pytest.raises(ValueError, match=says):
         Mixture(NUMPY, *args)
+
+
+@on_every_backend
+def test_a_mixture_stays_what_it_was_made_as(born):
+    parts = [born.asarray(a) for a in ([1.0], [[2.0]], [[[3.0]]])]
+    mixture = Mixture(born, *parts)
+    for part in parts:
+        part[0, ...] = 7.0
+    kept = [host(a) for a in (mixture.weights, mixture.means, mixture.covariances)]
+    np.testing.assert_array_equal(np.concatenate([a.reshape(-1) for a in kept]), [1.0, 2.0, 3.0])
 
 
 @given(mixtures(), st.floats(0.01, 100.0), seeds())

@@ -222,6 +222,20 @@ def test_categorical_probabilities_sum_to_one(seed, n, levels):
 
 
 @pytest.mark.equation("VAE-7")
+@given(seeds(), sizes(), st.integers(2, 6))
+def test_a_class_that_is_masked_is_as_if_it_were_not_there(seed, n, levels):
+    logits, dy = 3.0 * normals(seed, n, levels), normals(seed + 1, n)
+    codes = np.arange(n) % levels
+    want, pull = d.categorical_nll(codes, logits)
+    got, pullback = d.categorical_nll(codes, np.insert(logits, levels, -np.inf, axis=1))
+    np.testing.assert_allclose(got, want, rtol=1e-13)
+    np.testing.assert_allclose(pullback(dy)[:, :-1], pull(dy), rtol=1e-12, atol=1e-14)
+    assert not np.any(pullback(dy)[:, -1])
+    logits[0, codes[0]] = -np.inf
+    assert d.categorical_nll(codes, logits)[0][0] == np.inf
+
+
+@pytest.mark.equation("VAE-7")
 @given(reals(30.0))
 def test_bernoulli_is_binary_cross_entropy(logit):
     p = 1.0 / (1.0 + exp(-logit))

@@ -1,5 +1,7 @@
 """maths/gaussian.py against scipy, conditioning identities and simulation."""
 
+from re import escape
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,6 +162,54 @@ def test_samples_are_the_factor_times_the_noise(seed, dims):
     squares = (gap * np.linalg.solve(law.covariance, gap.T).T).sum(axis=-1)
     np.testing.assert_allclose(squares, (eps**2).sum(axis=-1), rtol=1e-8)
     assert np.all(gap[:, 0] * eps[:, 0] >= 0.0)  # L has a positive diagonal
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 2), (1,), ()])
+def test_points_have_the_dimension_of_the_law(shape):
+    law = random_gaussian(1, 3)
+    for ask in (law.log_prob, law.score):
+        with pytest.raises(ValueError, match=escape(f"x must be (..., 3), got {shape}")):
+            ask(np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 1), ()])
+def test_every_known_coordinate_has_a_value(shape):
+    with pytest.raises(ValueError, match=escape(f"value must have shape (2,), got {shape}")):
+        random_gaussian(1, 3).conditional([0, 1], np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("offset", "noise"),
+    [
+        (0.0, 0.1 * np.eye(2)),
+        (np.zeros(2), 0.1),
+        (np.zeros(2), np.asarray(0.1)),
+        (np.zeros(2), np.full(2, 0.1)),
+        (np.zeros(1), 0.1 * np.eye(2)),
+        (np.zeros(2), np.full((1, 1), 0.1)),
+        (np.zeros((2, 1)), 0.1 * np.eye(2)),
+    ],
+)
+def test_an_affine_image_has_an_offset_and_a_covariance(offset, noise):
+    """A number would be added to every entry of the covariance, and not to the variances alone."""
+    with pytest.raises(ValueError, match=r"offset \(2,\) and noise \(2, 2\), got shapes"):
+        random_gaussian(1, 3).affine(normals(0, 2, 3), offset, noise)
+
+
+@on_every_backend
+def test_a_mean_is_finite(born):
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="every number of a mean must be finite"):
+            Gaussian(born.asarray([0.0, wrong]), born.asarray(np.eye(2)))
+
+
+@on_every_backend
+def test_a_law_stays_what_it_was_made_as(born):
+    mean, covariance = born.asarray([1.0, 2.0]), born.asarray([[2.0, 0.5], [0.5, 1.0]])
+    law = Gaussian(mean, covariance)
+    mean[0], covariance[0, 0] = 7.0, 7.0
+    np.testing.assert_array_equal(host(law.mean), [1.0, 2.0])
+    np.testing.assert_array_equal(host(law.covariance), [[2.0, 0.5], [0.5, 1.0]])
 
 
 def test_shapes_must_fit():

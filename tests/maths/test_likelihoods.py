@@ -1,6 +1,7 @@
 """maths/likelihoods.py: each sums to one, samples what it says, and has a right pullback."""
 
 from math import log, pi
+from re import escape
 
 import numpy as np
 import pytest
@@ -59,6 +60,18 @@ def test_pullbacks(make, seed, n, m, c):
     assert likelihood.nll(x, h)[0].shape == (n, m, c)
     oracle.check_pullback(lambda v: likelihood.nll(x, v), h)
     oracle.check_pullback_is_linear(lambda v: likelihood.nll(x, v), h)
+
+
+@of_each
+def test_an_output_of_another_width_is_refused(make):
+    """However well it would broadcast."""
+    likelihood = make()
+    name, width = type(likelihood).__name__, likelihood.width
+    x = data_for(likelihood, 0, 2, 3)
+    for shape in ((2, 3 * width + 1), (2, width), (2, 6 * width), (1, 3 * width), (3 * width,)):
+        says = f"h of {name} must have shape {(2, 3 * width)}, got {shape}"
+        with pytest.raises(ValueError, match=escape(says)):
+            likelihood.nll(x, normals(0, *shape))
 
 
 @pytest.mark.equation("DDPM-8")

@@ -60,6 +60,37 @@ def test_on_the_digits_every_model_beats_the_one_before():
     assert found["zlib"] == 8.0 * len(zlib.compress(raw, 9)) / len(raw)
 
 
+@pytest.mark.parametrize("wrong", [4, -1, 255])
+def test_codes_are_below_the_number_of_levels(wrong):
+    right = codes(0, 20, 3, 4).astype(np.int64)
+    other = right.copy()
+    other[7, 1] = wrong
+    for train, test, name in ((right, other, "test"), (other, right, "train")):
+        for measure in (baselines, lambda *args: mixture_bits(*args, components=2)):
+            with pytest.raises(ValueError, match=rf"{name} must be integers in 0\.\.3, got int64"):
+                measure(train, test, 4)
+
+
+def test_both_sets_have_the_same_dimensions():
+    train, test = codes(0, 20, 3, 4), codes(1, 5, 1, 4)
+    with pytest.raises(ValueError, match=r"test must have shape \(5, 3\), got \(5, 1\)"):
+        mixture_bits(train, test, 4, components=1)
+
+
+def test_compressors_are_given_all_digits_of_a_code():
+    """With 1,000 levels a code has two bytes; of 256 random ones zlib cannot spare a bit."""
+    few, many = (
+        np.floor(levels * Stream(0, NUMPY).uniform((400, 6))).astype(np.int64)
+        for levels in (256, 1000)
+    )
+    found = baselines(many, many, 1000)
+    assert found["zlib"] > found["uniform"] == pytest.approx(np.log2(1000))
+    raw = many.astype("<u2").tobytes()
+    assert found["zlib"] == pytest.approx(8.0 * len(zlib.compress(raw, 9)) / many.size, rel=0.01)
+    raw = few.astype(np.uint8).tobytes()
+    assert baselines(few, few, 256)["zlib"] == 8.0 * len(zlib.compress(raw, 9)) / few.size
+
+
 @pytest.mark.usefixtures("at_once")
 def test_two_clusters_need_two_components():
     train = np.repeat(np.asarray([[0, 0, 0], [1, 1, 1]], dtype=np.uint8), 200, axis=0)

@@ -74,6 +74,22 @@ def test_the_trunk_starts_as_the_encoder_and_stays_if_frozen(frozen):
     assert nll.mean() < first
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([0, 1, 2, 0, 3], "labels must be integers in 0..2, got int64 from 0 to 3"),
+        ([0, 1, -1, 0, 2], "labels must be integers in 0..2, got int64 from -1 to 2"),
+        ([1], "labels must have shape (5,), got (1,)"),
+        ([[0], [1], [2], [0], [1]], "labels must have shape (5,), got (5, 1)"),
+    ],
+)
+def test_every_example_has_a_label_that_is_a_class(labels, says):
+    model = Classifier(mlp([4, 6]), Linear(6, 3))
+    bound(model)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        model.loss(normals(0, 5, 4), np.asarray(labels))
+
+
 def test_trunk_and_head_have_noise_of_their_own():
     trunk, head = Spy(6), Spy(3)
     Classifier(trunk, head).loss(np.zeros((5, 4)), LABELS, Stream(0, NUMPY))

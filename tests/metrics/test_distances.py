@@ -213,6 +213,43 @@ def test_a_covariance_has_no_negative_eigenvalue_beyond_rounding():
     np.testing.assert_allclose(found.factor.T @ found.factor, singular, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        [[1.0, 5.0], [0.0, 1.0]],
+        [[1.0, 0.0], [5.0, 1.0]],
+        [[100.0, 50.0], [50.001005, 100.0]],
+        [[np.nan, 0.0], [0.0, 1.0]],
+        [[np.inf, 0.0], [0.0, 1.0]],
+    ],
+)
+def test_a_covariance_is_symmetric_and_finite(covariance):
+    with pytest.raises(ValueError, match="must be finite, and the covariance symmetric"):
+        normal_moments([0.0, 0.0], covariance)
+    normal_moments([0.0, 0.0], [[100.0, 50.0], [50.000995, 100.0]])
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance"),
+    [
+        ([0.0], np.eye(3)),
+        ([[0.0, 0.0, 0.0]], np.eye(3)),
+        (0.0, np.eye(1)),
+        ([0.0], [1.0]),
+        ([0.0, 0.0], np.ones((2, 3))),
+    ],
+)
+def test_a_law_has_a_mean_and_a_covariance_on_the_same_features(mean, covariance):
+    with pytest.raises(ValueError, match=r"mean \(F,\) and a covariance \(F, F\), got"):
+        normal_moments(mean, covariance)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_mean_is_finite(wrong):
+    with pytest.raises(ValueError, match="must be finite, and the covariance symmetric"):
+        normal_moments([0.0, wrong], np.eye(2))
+
+
 # kernel distance
 
 

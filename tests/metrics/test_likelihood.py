@@ -1,5 +1,7 @@
 """metrics/likelihood.py."""
 
+from re import escape
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,3 +98,9 @@ def test_mean_and_error():
     mean, error = likelihood.mean_and_error(np.asarray([1.0, 2.0, 3.0, 6.0]))
     assert mean == 3.0
     assert error == pytest.approx(np.std([1.0, 2.0, 3.0, 6.0], ddof=1) / 2.0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (0,), (), (3, 2)])
+def test_an_error_needs_two_numbers(shape):
+    with pytest.raises(ValueError, match=escape(f"(N,) with N ≥ 2, got shape {shape}")):
+        likelihood.mean_and_error(np.zeros(shape))

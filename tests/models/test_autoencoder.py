@@ -1,6 +1,7 @@
 """models/autoencoder.py: gradients, and the linear case against principal components."""
 
 from math import log, pi
+from re import escape
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def test_gradients(seed, n, k):
     oracle.check_accumulation(params, net.loss, x)
     gap = net.reconstruct(x) - x
     np.testing.assert_allclose(net.loss(x)[0][0], (gap**2).sum(axis=-1), rtol=1e-12)
+
+
+def test_a_reconstruction_has_the_shape_of_the_data():
+    net = Autoencoder(mlp([4, 2]), mlp([2, 1]))
+    bound(net)
+    with pytest.raises(ValueError, match=escape("decoder(h) must have shape (5, 4), got (5, 1)")):
+        net.loss(normals(0, 5, 4))
 
 
 @pytest.mark.equation("VAE-7")

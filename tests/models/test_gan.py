@@ -1,6 +1,7 @@
 """models/gan.py: the games in worlds where the best move is known, gradients against autograd."""
 
 from math import log
+from re import escape
 
 import autograd
 import autograd.numpy as traced
@@ -485,6 +486,21 @@ def test_the_penalty_s_pullback_belongs_to_the_parameters_it_was_taken_at():
         pullback(np.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("fake", "u", "says"),
+    [
+        ((1, 2), (4,), "fake must have shape (4, 2), got (1, 2)"),
+        ((4, 1), (4,), "fake must have shape (4, 2), got (4, 1)"),
+        ((4, 2), (1,), "u must have shape (4,), got (1,)"),
+        ((4, 2), (4, 1), "u must have shape (4,), got (4, 1)"),
+    ],
+)
+def test_a_penalty_pairs_each_datum_with_a_fake_and_a_place_between(fake, u, says):
+    critic, params = linear_critic((2,))
+    with pytest.raises(ValueError, match=escape(says)):
+        gan.gradient_penalty(critic, params, normals(0, 4, 2), normals(1, *fake), np.ones(u))
+
+
 @pytest.mark.parametrize("layer", [BatchNorm(3), Dropout(0.1)], ids=["batch norm", "dropout"])
 def test_a_critic_under_a_penalty_treats_each_example_by_itself(layer):
     critic = Sequential(layer, Linear(3, 1), reshaped())
@@ -739,6 +755,7 @@ def test_what_is_added_to_latents_is_added_to_the_outputs_of_a_linear_generator(
     np.testing.assert_allclose(got, a - b + c, atol=1e-13)
 
 
+@pytest.mark.equation("DVAE-13")
 @given(seeds(), st.integers(2, 6), sizes(3))
 def test_a_straight_way_has_equal_steps(seed, steps, n):
     z0, z1 = normals(seed, n, 2), normals(seed + 1, n, 2)
@@ -749,6 +766,17 @@ def test_a_straight_way_has_equal_steps(seed, steps, n):
     np.testing.assert_allclose(np.diff(way, axis=0), step, atol=1e-13)
 
 
+@pytest.mark.equation("DVAE-13")
+@given(seeds(), st.integers(3, 6))
+def test_a_straight_way_between_normals_is_too_short(seed, steps):
+    """With z0 and z1 uncorrelated and white, the covariance is (w² + (1 - w)²) I."""
+    white = np.sqrt(4.0) * np.linalg.qr(normals(seed, 4, 4))[0]
+    way = gan.interpolate(white[:, :2], white[:, 2:], steps)
+    for z, w in zip(way, np.linspace(0.0, 1.0, steps), strict=True):
+        np.testing.assert_allclose(z.T @ z / 4.0, (w**2 + (1.0 - w) ** 2) * np.eye(2), atol=1e-12)
+
+
+@pytest.mark.equation("DVAE-13")
 @given(seeds(), st.integers(2, 6))
 def test_the_arc_between_normals_keeps_their_covariance(seed, steps):
     """With z0 and z1 uncorrelated and white, so is what lies between; and its steps are equal."""
@@ -767,6 +795,9 @@ def test_a_way_has_two_ends(way):
     assert way(np.zeros((1, 2)), np.ones((1, 2)), 2).shape == (2, 1, 2)
     with pytest.raises(ValueError, match="at least 2 steps, its ends; got 1"):
         way(np.zeros((1, 2)), np.ones((1, 2)), 1)
+    for shape in ((1, 2), (3, 1), (2,)):
+        with pytest.raises(ValueError, match=escape(f"z1 must have shape (3, 2), got {shape}")):
+            way(np.zeros((3, 2)), np.ones(shape), 2)
 
 
 @on_every_backend

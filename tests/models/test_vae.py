@@ -1,6 +1,7 @@
 """models/vae.py in worlds where everything is known, and against autograd."""
 
 from math import log, pi
+from re import escape
 
 import numpy as np
 import pytest
@@ -229,8 +230,8 @@ def test_generated_data_have_the_covariance_of_the_model():
         assert_mean(squares, value, resolution=0.03 * value)
 
 
+@pytest.mark.equation("VAE-1")
 @pytest.mark.equation("VAE-2")
-@pytest.mark.equation("VAE-9")
 @given(seeds())
 def test_reconstruction_decodes_the_posterior_mean(seed):
     world = World(seed)
@@ -260,11 +261,23 @@ def test_shards_drop_out_as_the_whole_does():
         np.testing.assert_allclose(whole[i], np.concatenate([t[i] for t in shards]), rtol=1e-12)
 
 
-def test_noise_needs_an_axis_for_its_samples():
+@pytest.mark.parametrize(
+    "shape", [(5, 2), (1, 1, 2), (1, 5, 1), (3, 1, 1), (3, 5, 3), (3, 4, 2), (1, 3, 5, 2), (2,)]
+)
+def test_noise_is_one_number_for_each_latent_of_each_example_of_each_sample(shape):
+    """And never one for several of them."""
     vae = Vae(mlp([4, 4]), mlp([2, 4]), lk.Bernoulli())
     bound(vae)
-    with pytest.raises(ValueError, match=r"eps must be \(L, N, K\)"):
-        vae.loss(normals(0, 5, 4), normals(1, 5, 2))
+    for door in (vae.loss, vae.weigh, vae.log_weights):
+        with pytest.raises(ValueError, match=escape(f"eps must be (L, 5, 2), got {shape}")):
+            door(normals(0, 5, 4), normals(1, *shape))
+
+
+def test_an_encoder_gives_as_many_variances_as_means():
+    vae = Vae(mlp([4, 3]), mlp([2, 4]), lk.Bernoulli())
+    bound(vae)
+    with pytest.raises(ValueError, match=escape("even length, got (5, 3)")):
+        vae.loss(normals(0, 5, 4), normals(1, 1, 5, 1))
 
 
 @pytest.mark.equation("VAE-1")
@@ -287,6 +300,13 @@ def test_the_rate_is_the_sum_over_latent_dimensions(seed, n):
     assert rates.shape == (n, 3)
     (_, kl), _ = vae.loss(x, normals(seed + 1, 1, n, 3))
     np.testing.assert_allclose(rates.sum(axis=-1), kl, rtol=1e-12)
+
+
+def test_what_is_no_number_is_no_collapse():
+    kl = np.asarray([[0.0, 0.5, np.nan], [0.0, 0.1, 0.2]])
+    with pytest.raises(ValueError, match=r"KL of latent dimensions \[2\] is not a number"):
+        active_units(kl)
+    assert active_units(kl[:, :2]) == 1
 
 
 @pytest.mark.equation("VAE-10")
