@@ -120,7 +120,7 @@ class Vdm(Module):
 
         Source: VDM-9, [Kingma 2021]
         """
-        xp, n = namespace(t), t.shape[0]
+        (n,), xp = t.shape, namespace(t)
         zero = zeros((1,), like=t)
         asked = [t, zero, zero + 1.0, *([] if steps is None else [t - 1.0 / steps])]
         (gamma, slope), gamma_pullback = self.gamma(xp.concat(asked))
