@@ -60,7 +60,7 @@ def cross_entropy(law, world, level):
     matrix, offset, logvar = world.p(level, above)
     of_both = np.concatenate([np.eye(len(own)), -matrix.T], axis=1)
     nodes = [*own, *above]
-    residual = law.marginal(nodes).affine(of_both, -offset, 0.0)
+    residual = law.marginal(nodes).affine(of_both, -offset, 0.0 * np.eye(len(offset)))
     squares = residual.mean**2 + np.diag(residual.covariance)
     return 0.5 * np.sum(squares * np.exp(-logvar) + logvar + np.log(2.0 * np.pi))
 
