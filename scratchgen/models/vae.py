@@ -185,20 +185,15 @@ def active_units(kl_per_dimension, threshold: float = 0.01) -> int:
     on z.
 
     Args:
-        kl_per_dimension: (N, K), as `Vae.kl_per_dimension` returns it.
+        kl_per_dimension: (N, K), as `Vae.kl_per_dimension` returns it; finite, for what is no
+            number does not count either.
         threshold: nats.
-
-    Raises:
-        ValueError: a mean is not a number.
 
     Source: VAE-10
     """
     xp = namespace(kl_per_dimension)
-    mean = xp.mean(kl_per_dimension, axis=0)
-    wrong = [k for k in range(mean.shape[0]) if bool(xp.isnan(mean[k]))]
-    if wrong:
-        raise ValueError(f"the mean KL of latent dimensions {wrong} is not a number")
-    return int(xp.sum(xp.astype(mean > threshold, xp.int64)))
+    active = xp.mean(kl_per_dimension, axis=0) > threshold
+    return int(xp.sum(xp.astype(active, xp.int64)))
 
 
 def _require_noise(eps, mean) -> int:

@@ -302,13 +302,6 @@ def test_the_rate_is_the_sum_over_latent_dimensions(seed, n):
     np.testing.assert_allclose(rates.sum(axis=-1), kl, rtol=1e-12)
 
 
-def test_what_is_no_number_is_no_collapse():
-    kl = np.asarray([[0.0, 0.5, np.nan], [0.0, 0.1, 0.2]])
-    with pytest.raises(ValueError, match=r"KL of latent dimensions \[2\] is not a number"):
-        active_units(kl)
-    assert active_units(kl[:, :2]) == 1
-
-
 @pytest.mark.equation("VAE-10")
 def test_collapse_is_seen_per_dimension():
     """Fixed decoder variance τ ≥ s²: the optimum is w = 0 and the rate is 0; below, w² = s² - τ."""
