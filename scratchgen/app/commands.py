@@ -164,8 +164,8 @@ def evaluate(
         seed: of that noise, or of those samples.
 
     Raises:
-        ValueError: a number is outside its range, the run was trained on that part, or the other
-            data do not fit it.
+        ValueError: a number is outside its range or would have no effect, the run was trained on
+            that part, or the other data do not fit it.
         NotFinite: a measure is not finite.
     """
     if draws is not None and draws < 1:
@@ -173,6 +173,8 @@ def evaluate(
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe = runs.load_run(folder)
+    if recipe.draws == 0 and (draws is not None or seed):
+        raise ValueError(f"nothing is drawn to measure a {recipe.name}; leave out --draws, --seed")
     data = other_data(recipe, data)
     draws = recipe.draws if draws is None else draws
     examples = examples_of(recipe, part, data)
@@ -191,7 +193,8 @@ def evaluate(
     except OSError as error:
         say(f"note: the figures and tables were not all written: {error}")
     about = {"run": str(folder), "model": recipe.name, "part": part, "examples": len(examples)}
-    about |= {"dims": recipe.dims, "levels": examples.levels, "seed": seed}
+    about |= {"dims": recipe.dims, "levels": examples.levels}
+    about |= {"seed": seed} if recipe.draws else {}
     return {**about, **({"data": data} if data else {}), **measures}
 
 

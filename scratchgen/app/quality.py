@@ -1,6 +1,6 @@
 """How good samples are: distances to real data beside their floors, `evaluate RUN --samples N`."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from scratchgen.app import runs
 from scratchgen.app.recipes.base import Recipe
 from scratchgen.app.recipes.classifier import MEASURED, ClassifierRecipe, can_be_judged, judge_for
-from scratchgen.app.recipes.config import Config, flag_of
-from scratchgen.app.recipes.data import DIGITS, NAMES, PLANAR, load, settled
+from scratchgen.app.recipes.config import flag_of
+from scratchgen.app.recipes.data import DIGITS, PLANAR, load, settled
 from scratchgen.app.sampling import sampling_options
 from scratchgen.core.arrays import backend
 from scratchgen.core.streams import Stream
@@ -218,8 +218,8 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
                 f"{data} and {recipe.config.data} split the same images, so the run was trained on "
                 "some of these; leave out --data"
             )
-        crop = Config.crop if data in NAMES else recipe.config.crop
-        examples = load(replace(recipe.config, data=data, crop=crop), part)
+        config = recipe.config
+        examples = load(data, part, config.size, config.colour, config.crop)
         theirs, ours = (examples.shape, examples.levels), (recipe.shape, recipe.fitted.levels)
         if theirs != ours:
             raise ValueError(

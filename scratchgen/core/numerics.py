@@ -68,7 +68,8 @@ def logsumexp(x, axis: int = -1):
     """
     xp = namespace(x)
     top, most = xp.max(x, axis=axis, keepdims=True), xp.finfo(x.dtype).max
-    total = xp.sum(xp.exp(x - xp.clip(top, -most, most)), axis=axis, keepdims=True)
+    finite = xp.minimum(xp.maximum(top, -most), most)
+    total = xp.sum(xp.exp(x - finite), axis=axis, keepdims=True)
     # the largest term alone adds 1, unless all are e^-inf
     return xp.squeeze(top + xp.log(xp.maximum(total, 1.0)), axis=axis)
 

@@ -4,7 +4,8 @@ Each has the same four doors: `width`, how many numbers the network gives per da
 `nll(x, h)`, the cost and its pullback; `mean(h)`; and `sample(h, stream)`. The last axis of h is
 `width` times as long as that of x: first all means, then all log-variances or log-scales (only
 Categorical keeps the numbers of one dimension together). x is data and has no cotangent. An h of
-another shape is refused with a ValueError.
+another shape is refused with a ValueError. Where h is a mean and a log-variance, `reads_logvar`
+says so: a diffusion has those to give.
 """
 
 from abc import ABC, abstractmethod
@@ -101,7 +102,7 @@ class Normal:
     Source: VAE-7
     """
 
-    width = 2
+    width, reads_logvar = 2, True
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""
@@ -196,6 +197,8 @@ class DiscretisedNormal(Levels):
 
     Source: DDPM-8
     """
+
+    reads_logvar = True
 
     def nll(self, x, h):
         """x (N, ..., C), h (N, ..., 2C) -> nll (N, ..., C) in nats, pullback: d_nll -> dh."""

@@ -13,7 +13,6 @@ from scratchgen.core.arrays import example_sum, halves, namespace, per_example, 
 from scratchgen.core.module import Module
 from scratchgen.maths.diffusion_bound import prior_kl, squared_error, transition_kl
 from scratchgen.maths.forward_process import q_sample
-from scratchgen.maths.likelihoods import DiscretisedNormal, Normal
 from scratchgen.maths.parameterisations import KWay, Parameterisation
 from scratchgen.maths.reverse_variance import ReverseVariance
 from scratchgen.maths.schedules import Schedule
@@ -48,10 +47,10 @@ class Ddpm(Module):
     ):
         if likelihood is None and not isinstance(parameterisation, KWay):
             raise ValueError("name the likelihood p(x_0 | x_1); only a KWay net brings its own")
-        if not isinstance(likelihood, Normal | DiscretisedNormal | None):
+        if not (likelihood is None or getattr(likelihood, "reads_logvar", False)):
             raise ValueError(
-                "the likelihood p(x_0 | x_1) must be Normal or DiscretisedNormal, which read a "
-                f"mean and a log-variance, got {type(likelihood).__name__}"
+                "the likelihood p(x_0 | x_1) must read a mean and a log-variance, as Normal and "
+                f"DiscretisedNormal do, got {type(likelihood).__name__}"
             )
         self.net, self.schedule = net, schedule
         self.parameterisation: Any = parameterisation

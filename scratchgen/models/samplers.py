@@ -331,6 +331,9 @@ def along(x, slope, start: Stop, end: Stop):
     Returns:
         (N, ...), √ᾱ_end (x/√ᾱ_start + (ς_end - ς_start) slope).
 
+    Raises:
+        OverflowError: log ᾱ rises by more than 1419, so that √(ᾱ_end/ᾱ_start) is no number.
+
     Source: SCORE-7, [Karras 2022]
     """
     growth = exp(0.5 * (end.level - start.level))

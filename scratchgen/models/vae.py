@@ -203,6 +203,6 @@ def _require_noise(eps, mean) -> int:
         ValueError: it has another shape.
     """
     n, k = mean.shape
-    if eps.shape[1:] != (n, k):
-        raise ValueError(f"eps must be (L, {n}, {k}), got {eps.shape}")
+    if eps.shape[1:] != (n, k) or eps.shape[0] < 1:
+        raise ValueError(f"eps must be (L, {n}, {k}) with L ≥ 1, got {eps.shape}")
     return eps.shape[0]

@@ -59,8 +59,8 @@ class Vdm(Module):
             x: (N, ...), data.
             t: (N,), times; `low_discrepancy` draws them well.
             eps, eps0: (N, ...) ~ N(0, I), the noise of z_t and of z₀.
-            steps: T, or None for continuous time; in float32 at most MOST_STEPS, above which
-                γ(t) - γ(t - 1/T) loses its digits and the bound its meaning.
+            steps: T, or None for continuous time; in float32 at most MOST_STEPS, up to which
+                γ(t) - γ(t - 1/T) keeps some four digits.
             stream: noise for nets that drop out; None evaluates without.
 
         Returns:

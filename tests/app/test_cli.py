@@ -544,6 +544,8 @@ def test_autoencoders_train_and_are_measured_beside_principal_components(tmp_pat
     assert "pixels in [-1, 1]" in capsys.readouterr().out
     assert (out / "figures" / "reconstructions_test.png").is_file()
     assert "nothing to sample from" in refused(capsys, "sample", out)
+    for flags in (["--draws", 2], ["--seed", 1]):
+        assert "nothing is drawn to measure" in refused(capsys, "evaluate", out, *flags)
 
 
 def test_a_diverged_run_that_stayed_finite_is_called_that(tmp_path, capsys):

@@ -247,7 +247,7 @@ def test_families_are_measured_alike_on_the_test_part(small_families):
     judge = families.judge_for(recipes["VAE"])
     for family, recipe in recipes.items():
         part = training.trained(recipe).part("test")
-        assert part.codes.tolist() == load(recipe.config, "test").codes[:40].tolist()
+        assert part.codes.tolist() == load_digits("test").codes[:40].tolist()
         values, real, drawn = families.measure(recipe, judge, part)
         options = families.DDIM if family == "DDPM" else recipe.sampling_type()
         np.testing.assert_array_equal(drawn.x, recipe.sample(40, 3, options).x)

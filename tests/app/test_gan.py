@@ -788,6 +788,20 @@ def test_classes_that_samples_show_are_counted(judged, capsys):
     assert not warned(lines)
 
 
+def test_pixels_are_shuffled_between_images_by_the_seed(judged, monkeypatch):
+    recipe, part, judge = judged
+    seen, opinions = [], judge.opinions
+    monkeypatch.setattr(judge, "opinions", lambda images: seen.append(images) or opinions(images))
+    for seed in (0, 0, 1):
+        recipe.evaluate(part, 20, seed)
+    first, again, other = seen[2::3]
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    for mixed in (first, other):
+        assert not np.array_equal(mixed, part.x)
+        np.testing.assert_array_equal(np.sort(mixed, axis=0), np.sort(part.x, axis=0))
+
+
 def test_classes_that_are_missing_are_named(judged):
     recipe, part, _ = judged
     of_constants(recipe, greys(0, 1, 2, 4, 5, 6, 8, 9))

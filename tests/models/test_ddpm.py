@@ -539,9 +539,22 @@ def test_an_affine_net_needs_a_likelihood():
 )
 def test_a_likelihood_that_reads_no_mean_and_logvar_is_refused(way, likelihood):
     """Some are narrower, so that one channel was read as two; some are as wide by chance."""
-    said = f"which read a mean and a log-variance, got {type(likelihood).__name__}"
+    said = f"must read a mean and a log-variance, as .* do, got {type(likelihood).__name__}"
     with pytest.raises(ValueError, match=said):
         Ddpm(Slope(), SHORT, way, StepVariance(), likelihood)
+
+
+def test_a_likelihood_of_one_s_own_is_taken_that_reads_them():
+    class Mine:
+        width, reads_logvar = 2, True
+        nll = staticmethod(Normal().nll)
+
+    x, t, eps = normals(1, 4, 3), T, normals(2, 4, 3)
+    mine, known = (
+        small(p.Epsilon(), StepVariance(), likelihood)[0].loss(x, t, eps)[0]
+        for likelihood in (Mine(), Normal())
+    )
+    np.testing.assert_array_equal(mine, known)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("t", (1,)), ("eps", (1, 3)), ("eps", (4, 1))])

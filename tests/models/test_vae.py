@@ -262,14 +262,17 @@ def test_shards_drop_out_as_the_whole_does():
 
 
 @pytest.mark.parametrize(
-    "shape", [(5, 2), (1, 1, 2), (1, 5, 1), (3, 1, 1), (3, 5, 3), (3, 4, 2), (1, 3, 5, 2), (2,)]
+    "shape",
+    [(5, 2), (1, 1, 2), (1, 5, 1), (3, 1, 1), (3, 5, 3), (3, 4, 2), (1, 3, 5, 2), (2,), (0, 5, 2)],
 )
 def test_noise_is_one_number_for_each_latent_of_each_example_of_each_sample(shape):
     """And never one for several of them."""
     vae = Vae(mlp([4, 4]), mlp([2, 4]), lk.Bernoulli())
     bound(vae)
     for door in (vae.loss, vae.weigh, vae.log_weights):
-        with pytest.raises(ValueError, match=escape(f"eps must be (L, 5, 2), got {shape}")):
+        with pytest.raises(
+            ValueError, match=escape(f"eps must be (L, 5, 2) with L ≥ 1, got {shape}")
+        ):
             door(normals(0, 5, 4), normals(1, *shape))
 
 

@@ -51,7 +51,7 @@ class AutoencoderRecipe(ImageRecipe):
     name, config_type = "autoencoder", AutoencoderConfig
     config: AutoencoderConfig
     model: Autoencoder
-    draws = 1
+    draws = 0
 
     def build(self) -> Autoencoder:
         """The nets in the order of their history: linear, linear + sigmoid, deep, convolutional."""

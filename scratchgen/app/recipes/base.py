@@ -63,7 +63,7 @@ class Recipe(ABC):
     config_type: type[Config]
     sampling_type: type[Sampling] = Sampling
     shares_samples = False  # whether several processes can draw them
-    draws: int  # of noise for each example in an evaluation, unless told
+    draws: int  # of noise for each example in an evaluation, unless told; 0 where there is none
     per_example = True  # whether draws are that; else they are of samples, in all
     shows = "decoder means"  # what the images of `sample` are
 
@@ -213,7 +213,8 @@ class Recipe(ABC):
 
     def part(self, name: str) -> Any:
         """One part of the run's data set: Images, or Points."""
-        return load(self.config, name)
+        config = self.config
+        return load(config.data, name, config.size, config.colour, config.crop)
 
     def data_facts(self) -> dict:
         """What the run is trained on: how many examples, of what shape and levels, and a hash."""

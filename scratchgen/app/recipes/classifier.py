@@ -55,7 +55,7 @@ class ClassifierRecipe(Recipe):
     name, config_type = "classifier", ClassifierConfig
     config: ClassifierConfig
     model: Classifier
-    draws = 1
+    draws = 0
 
     def build(self) -> Classifier:
         """A convolutional trunk and a linear head.

@@ -110,7 +110,7 @@ class Config:
         require_at_least(self, 0, "seed", "depth", "size")
         require_below_one(self, "ema")
         require_positive(self, "learning_rate")
-        require_known(self)
+        require_known(self.data, self.size, self.colour)
         object.__setattr__(self, "data", settled(self.data))
         object.__setattr__(self, "hold_out", self.hold_out or self.data in SET_APART)
 

@@ -72,37 +72,42 @@ def settled(name: str) -> str:
     return name if name in NAMES else str(Path(name).resolve())
 
 
-def require_known(config) -> None:
+def require_known(name: str, size: int, colour: bool) -> None:
     """Refuse data that are neither built in nor there, and sizes that they do not have.
 
     Raises:
         ValueError: so it is.
     """
-    name = config.data
-    if name in DIGITS and (config.size not in (0, SMALLEST) or config.colour):
-        side = config.size or SMALLEST
-        asked = f"{side}×{side} pixels{' in colour' if config.colour else ''}"
+    if name in DIGITS and (size not in (0, SMALLEST) or colour):
+        side = size or SMALLEST
+        asked = f"{side}×{side} pixels{' in colour' if colour else ''}"
         raise ValueError(f"the digits are 8×8 pixels and grey; for {asked} add --data shapes")
-    if name in PLANAR and (config.size or config.colour):
+    if name in PLANAR and (size or colour):
         raise ValueError(f"{name} are points in the plane; leave out --size and --colour")
     if name not in NAMES and not Path(name).exists():
         raise ValueError(f"--data must be {KNOWN}, or a path that exists; got {name!r}")
 
 
-def load(config, part: str) -> Images | Points:
-    """One part of a configuration's data: "train", "fit", "validation" or "test".
+def load(name: str, part: str, size: int, colour: bool, crop: str) -> Images | Points:
+    """One part of a data set: "train", "fit", "validation" or "test".
+
+    Args:
+        name: the value of --data.
+        part: which.
+        size, colour, crop: the values of those options, as far as they concern such data.
 
     Raises:
-        ValueError: the files cannot be used.
+        ValueError: the data are not there or do not have that size, or the files cannot be used.
         MissingPackage: reading them takes a package that is not installed.
     """
-    if config.data in DIGITS:
-        return DIGITS[config.data](part)
-    if config.data == "shapes":
-        return load_shapes(part, config.size or SMALLEST, config.colour)
-    if config.data in PLANAR:
-        return Points(_drawn(config.data)[part_rows(part, TRAINING, HELD_OUT)])
-    return load_files(Path(config.data), part, config.size or None, config.colour, config.crop)
+    require_known(name, size, colour)
+    if name in DIGITS:
+        return DIGITS[name](part)
+    if name == "shapes":
+        return load_shapes(part, size or SMALLEST, colour)
+    if name in PLANAR:
+        return Points(_drawn(name)[part_rows(part, TRAINING, HELD_OUT)])
+    return load_files(Path(name), part, size or None, colour, crop)
 
 
 def fingerprint(data: Images | Points) -> str:
