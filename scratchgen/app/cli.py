@@ -159,7 +159,8 @@ def _add_evaluation(evaluate: argparse.ArgumentParser) -> None:
         "--classifier",
         type=Path,
         metavar="RUN",
-        help="of `train classifier`, whose features are compared (default: one trained anew)",
+        help="of `train classifier`, whose features are compared, and which a gan's classes are "
+        "counted by (default: one trained anew)",
     )
     _add_sampling(evaluate, measured=True)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
@@ -298,7 +299,10 @@ def _evaluate(given: argparse.Namespace) -> None:
         found["quality"] = quality.quality(
             given.run, given.part, n, seed, options, given.classifier, given.data
         )
-    result = commands.evaluate(given.run, given.part, given.draws, given.data, given.seed) | found
+    result = commands.evaluate(
+        given.run, given.part, given.draws, given.data, given.seed, given.classifier
+    )
+    result |= found
     _print(given.json, result, commands.print_evaluation)
 
 

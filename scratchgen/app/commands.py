@@ -6,7 +6,13 @@ from pathlib import Path
 
 from scratchgen.app import runs, workers
 from scratchgen.app.dissect import dissect
-from scratchgen.app.quality import examples_of, other_data, quality_report, require_finite
+from scratchgen.app.quality import (
+    examples_of,
+    other_data,
+    quality_report,
+    require_finite,
+    require_same_data,
+)
 from scratchgen.app.recipes import RECIPES, Recipe
 from scratchgen.app.recipes.base import config_to_json
 from scratchgen.app.recipes.config import Config
@@ -152,6 +158,7 @@ def evaluate(
     draws: int | None = None,
     data: str | None = None,
     seed: int = 0,
+    classifier: Path | None = None,
 ) -> dict:
     """Measures of a trained run on one part of its data, with their figures and tables.
 
@@ -162,10 +169,11 @@ def evaluate(
         data: another data set of the same shape and levels, a name or a path; the run's own is as
             if left out.
         seed: of that noise, or of those samples.
+        classifier: a run of `train classifier`, to ask where samples are judged.
 
     Raises:
         ValueError: a number is outside its range or would have no effect, the run was trained on
-            that part, or the other data do not fit it.
+            that part, or the other data or the classifier do not fit it.
         NotFinite: a measure is not finite.
     """
     if draws is not None and draws < 1:
@@ -173,9 +181,12 @@ def evaluate(
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     recipe = runs.load_run(folder)
+    runs.require_same_examples(folder, recipe)
     if recipe.draws == 0 and (draws is not None or seed):
         raise ValueError(f"nothing is drawn to measure a {recipe.name}; leave out --draws, --seed")
     data = other_data(recipe, data)
+    if classifier is not None:
+        recipe.judge = require_same_data(runs.load_run(classifier), recipe)
     draws = recipe.draws if draws is None else draws
     examples = examples_of(recipe, part, data)
     if len(examples) < 2:

@@ -36,7 +36,8 @@ def _entry(equation: Equation) -> dict:
 
 
 def _text(equation: Equation) -> str:
-    return "\n".join(getattr(equation, name) for name in SEARCHED).casefold()
+    texts = [getattr(equation, name) for name in SEARCHED]
+    return "\n".join([*texts, *equation.code]).casefold()
 
 
 def print_explanation(found: dict | list[dict]) -> None:

@@ -184,6 +184,7 @@ def quality(
     if part == "train":
         raise ValueError("samples are compared with held-out examples; take another --part")
     recipe = runs.load_run(folder)
+    runs.require_same_examples(folder, recipe)
     examples, options = examples_of(recipe, part, data), sampling_options(recipe, given or {})
     require_enough(recipe, examples, n)
     if classifier is not None:
@@ -226,10 +227,19 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
                 f"the run takes examples of shape {ours[0]} with {ours[1]} levels; {data} has "
                 f"{theirs[0]} with {theirs[1]}"
             )
+        _note_shared(recipe.fitted.x, examples.x)
         return examples
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
     return recipe.part(part)
+
+
+def _note_shared(known: np.ndarray, measured: np.ndarray) -> None:
+    """Say of how many examples the run knows the very numbers."""
+    rows = {row.tobytes() for row in known}
+    shared = sum(row.tobytes() in rows for row in measured)
+    if shared:
+        say(f"note: the run was trained on {shared} of these {len(measured)} examples")
 
 
 def other_data(recipe: Recipe, data: str | None) -> str | None:

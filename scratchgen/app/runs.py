@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from scratchgen.app.recipes import Recipe, recipe_from_json
+from scratchgen.app.recipes.data import NAMES
 from scratchgen.app.tables import write_table
 from scratchgen.core import twins
 from scratchgen.core.arrays import Backend, BackendUnavailable, backend
@@ -78,13 +79,22 @@ def read_recipe(run: Path) -> Recipe:
     """The recipe of a run folder, untrained.
 
     Raises:
-        RunError: the folder has no readable config.json.
+        RunError: the folder has no readable config.json, or the files it was trained on are gone.
     """
     path = run / "config.json"
     if not path.is_file():
         raise RunError(f"{run} is not a run folder: it has no config.json")
     try:
-        return recipe_from_json(json.loads(path.read_text(encoding="utf-8")))
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        data = saved.get("data") if isinstance(saved, dict) else None
+        if isinstance(data, str) and data not in NAMES and not Path(data).exists():
+            raise RunError(
+                f"{run} was trained on {data}, which is no longer there; bring it back, or leave a "
+                "link to it there"
+            )
+        return recipe_from_json(saved)
+    except RunError:
+        raise
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
 
@@ -101,7 +111,10 @@ def load_run(folder: Path) -> Recipe:
 
 
 def require_same_examples(run: Path, recipe: Recipe) -> None:
-    """Refuse to train on with other examples than the run began with.
+    """Refuse to go on with other examples than the run began with.
+
+    Of files, parts are drawn anew where one is added or missing; what was held out may then have
+    been trained on.
 
     Raises:
         RunError: what lies at the data's path has changed.

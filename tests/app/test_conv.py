@@ -146,6 +146,7 @@ def test_a_colour_run_goes_the_whole_way(runs, capsys):
     ("flags", "what"),
     [
         (["--size", "16"], "digits are 8×8 pixels and grey; for 16×16 pixels add --data shapes"),
+        (["--size", "7"], "8×8 pixels and grey; shapes have 8, 16, 32, 64 pixels a side, none 7"),
         (["--colour"], "for 8×8 pixels in colour add --data shapes"),
         (["--data", "shapes", "--size", "9"], "shapes have 8, 16, 32, 64 pixels a side, got 9"),
         (["--net", "conv", "--depth", "3"], "--depth is for fully connected nets"),

@@ -80,7 +80,10 @@ def test_search_finds_all_words_in_any_case(capsys):
     assert {"DDPM-6", "VAE-10", "ERR-25"} <= {entry["key"] for entry in found}
     fields = ("key", "statement", "printed", "wrong", "why")
     for entry in found:
-        assert "posterior" in "\n".join(entry[field] for field in fields).casefold()
+        texts = [*(entry[field] for field in fields), *entry["code"]]
+        assert "posterior" in "\n".join(texts).casefold()
+    (penalty,) = json.loads(said(capsys, "--search", "gradient_penalty", "--json"))
+    assert penalty["key"] == "GAN-12", "the names of code are searched too"
     both = json.loads(said(capsys, "--search", "posterior", "prior", "--json"))
     assert {entry["key"] for entry in both} < {entry["key"] for entry in found}
     assert said(capsys, "--search", "posterior prior") == said(

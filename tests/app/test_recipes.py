@@ -1,17 +1,22 @@
 """app/recipes: what a configuration becomes, and that measures and figures show what they say."""
 
+import re
+import shutil
 from dataclasses import asdict, replace
 from math import log
 
 import numpy as np
 import pytest
 
-from scratchgen.app import plots, quality
+from scratchgen.app import commands, plots, quality
+from scratchgen.app.cli import main
 from scratchgen.app.recipes import (
     RECIPES,
     AutoencoderRecipe,
     ClassifierRecipe,
+    DdpmRecipe,
     VaeRecipe,
+    VdmRecipe,
     recipe_from_json,
 )
 from scratchgen.app.recipes import classifier as judges
@@ -23,6 +28,7 @@ from scratchgen.app.recipes.ddpm import DdpmConfig
 from scratchgen.app.recipes.gan import GanConfig
 from scratchgen.app.recipes.vae import VaeConfig
 from scratchgen.app.recipes.vdm import VdmConfig
+from scratchgen.app.runs import load_run
 from scratchgen.core.streams import Stream
 from scratchgen.data.digits import load_digits, load_digits_1000
 from scratchgen.metrics.baselines import baselines
@@ -143,8 +149,54 @@ def test_the_judge_of_a_run_learns_from_the_run_s_own_data(monkeypatch, tmp_path
     shared = {"data": data, "size": 8, "colour": True, "crop": "none", "hold_out": True}
     monkeypatch.setattr(judges, "_trained", lambda config: config)
     run = VaeRecipe(VaeConfig(**SMALL, **shared, seed=4))
-    assert judges.judge_for(run) == ClassifierConfig(**shared)
+    assert judges.judge_for(run) == ClassifierConfig(**shared, batch_size=len(run.fitted))
     assert tuple(shared) == judges.MEASURED
+
+
+@pytest.fixture
+def of_pictures(tmp_path, capsys):
+    """A run on 40 pictures in two classes, and their folder."""
+    folder, out = tmp_path / "pictures", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (40, 16, 16), dtype=np.uint8)
+    placed(folder, {f"{i % 2}/{i}.png": png(one) for i, one in enumerate(codes)})
+    flags = ["--data", str(folder), "--size", "16", "--batch-size", "9", "--steps", "2", "--quiet"]
+    assert main(["train", "gan", *flags, "--width", "8", "--out", str(out)]) == 0
+    return out, folder
+
+
+def test_a_run_on_files_is_not_measured_on_what_it_may_have_seen(of_pictures, capsys):
+    run, folder = of_pictures
+    copy = shutil.copytree(folder, folder.parent / "copy")
+    commands = [["evaluate", run, "--draws", 20], ["evaluate", run, "--data", copy, "--draws", 20]]
+    commands.append(["evaluate", run, "--samples", 20])
+    next(copy.glob("*/*.png")).unlink()
+    assert main([str(word) for word in commands[1]]) == 0
+    assert re.search("was trained on 3 of these 3 examples", capsys.readouterr().err)
+    next(folder.glob("*/*.png")).unlink()
+    for command in commands:
+        assert main([str(word) for word in command]) == 2
+        assert "was begun with other examples" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    for command in [*commands, ["info", run], ["sample", run], ["train", "--resume", run]]:
+        assert main([str(word) for word in command]) == 2
+        assert f"trained on {folder}, which is no longer there" in capsys.readouterr().err
+
+
+def test_the_judge_of_few_examples_takes_them_all_at_once(of_pictures, monkeypatch):
+    monkeypatch.setattr(judges, "_trained", lambda config: config)
+    recipe = load_run(of_pictures[0])
+    assert judges.judge_for(recipe).batch_size == len(recipe.fitted) == 36
+
+
+def test_a_named_judge_counts_the_classes_too(of_pictures, tmp_path, monkeypatch):
+    run, folder = of_pictures
+    flags = ["--data", str(folder), "--size", "16", "--batch-size", "9", "--steps", "2", "--quiet"]
+    assert main(["train", "classifier", *flags, "--out", str(tmp_path / "judge")]) == 0
+    monkeypatch.setattr(judges, "_trained", None)  # so that none can be trained
+    result = commands.evaluate(run, draws=20, classifier=tmp_path / "judge")
+    judge = load_run(tmp_path / "judge")
+    assert result["classifier_accuracy"] == judge.evaluate(judge.part("test"), 1)["accuracy"]
 
 
 def test_a_run_on_pictures_that_were_cropped_is_measured_on_others_too(tmp_path):
@@ -283,6 +335,19 @@ def test_autoencoders_are_built_drawn_and_measured_as_they_say(tmp_path, monkeyp
     per_pixel = np.asarray(recipe.fit.history["squared_error"]) / 64.0
     np.testing.assert_allclose(curves["training batches"], per_pixel)
     assert "per pixel" in unit
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"), [(VdmRecipe, {}), (DdpmRecipe, {"objective": "bound"})]
+)
+def test_what_a_figure_calls_held_out_is_unknown_to_its_code(recipe, more, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "loss_curves", lambda *a: drawn.update(curves=a))
+    made = recipe(recipe.config_type(net="mlp", width=16, steps=1, timesteps=5, **more))
+    made.fit.until(1, quiet=True)
+    made.training_figures(tmp_path)
+    held = baselines(load_digits("fit").codes, load_digits("validation").codes, 17)
+    assert drawn["curves"][-1]["mixture of 10, held out"] == held["mixture of 10"]
 
 
 def test_figures_show_what_their_labels_say(trained, tmp_path, monkeypatch):

@@ -77,8 +77,8 @@ def test_the_trunk_starts_as_the_encoder_and_stays_if_frozen(frozen):
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ([0, 1, 2, 0, 3], "labels must be integers in 0..2, got int64 from 0 to 3"),
-        ([0, 1, -1, 0, 2], "labels must be integers in 0..2, got int64 from -1 to 2"),
+        ([0, 1, 2, 0, 3], "labels must be integers in 0..2, got 0 to 3"),
+        ([0, 1, -1, 0, 2], "labels must be integers in 0..2, got -1 to 2"),
         ([1], "labels must have shape (5,), got (1,)"),
         ([[0], [1], [2], [0], [1]], "labels must have shape (5,), got (5, 1)"),
     ],

@@ -66,6 +66,7 @@ class Recipe(ABC):
     draws: int  # of noise for each example in an evaluation, unless told; 0 where there is none
     per_example = True  # whether draws are that; else they are of samples, in all
     shows = "decoder means"  # what the images of `sample` are
+    judge: Any = None  # a classifier that says what samples show; where one is needed it is trained
 
     def __init__(self, config: Config):
         self.config = config

@@ -166,7 +166,9 @@ def judge_for(recipe: Recipe) -> ClassifierRecipe | None:
     """
     if not can_be_judged(recipe):
         return None
-    return _trained(ClassifierConfig(**{name: getattr(recipe.config, name) for name in MEASURED}))
+    shared = {name: getattr(recipe.config, name) for name in MEASURED}
+    most = min(ClassifierConfig.batch_size, len(recipe.fitted))
+    return _trained(ClassifierConfig(**shared, batch_size=most))
 
 
 @cache

@@ -42,11 +42,13 @@ class Config:
     data: str = option("digits", f"data set: {KNOWN}, or the path of your own images")
     size: int = option(
         0,
-        "pixels a side; 0 takes 8 for digits and shapes, and for files their own; 64 make conv "
-        "nets 100 times slower than 8",
+        "pixels a side; 0 takes 8 for digits and shapes, and for arrays their own; pictures need "
+        "one; 64 make conv nets 100 times slower than 8",
     )
     colour: bool = option(False, "three channels, red, green and blue, instead of grey")
-    crop: str = option("centre", "what is kept of a picture in a file, before it shrinks", CROPS)
+    crop: str = option(
+        "centre", "what is kept of a picture in a file, before it shrinks to --size", CROPS
+    )
     net: str = option("mlp", "fully connected (mlp) or convolutional (conv)", ("mlp", CONV))
     steps: int = option(3000, "training steps in all")
     batch_size: int = option(128, "examples per step")

@@ -15,7 +15,7 @@ from scratchgen.data.files import load_files
 from scratchgen.data.images import Images, part_rows
 from scratchgen.data.pixels import CROPS
 from scratchgen.data.points import Points
-from scratchgen.data.shapes import load_shapes
+from scratchgen.data.shapes import SIZES, load_shapes
 from scratchgen.maths import planar
 from scratchgen.maths.densities import Density, Mixture
 
@@ -81,7 +81,10 @@ def require_known(name: str, size: int, colour: bool) -> None:
     if name in DIGITS and (size not in (0, SMALLEST) or colour):
         side = size or SMALLEST
         asked = f"{side}×{side} pixels{' in colour' if colour else ''}"
-        raise ValueError(f"the digits are 8×8 pixels and grey; for {asked} add --data shapes")
+        others = f"for {asked} add --data shapes"
+        if side not in SIZES:
+            others = f"shapes have {', '.join(map(str, SIZES))} pixels a side, none {side}"
+        raise ValueError(f"the digits are 8×8 pixels and grey; {others}")
     if name in PLANAR and (size or colour):
         raise ValueError(f"{name} are points in the plane; leave out --size and --colour")
     if name not in NAMES and not Path(name).exists():

@@ -160,10 +160,16 @@ class DiffusionRecipe(Recipe):
             predict = KWAY if levels is not None and levels <= FEW_LEVELS else "epsilon"
         return KWay(levels) if predict == KWAY else AFFINE[predict]()
 
-    def baselines(self, part) -> dict[str, float]:
-        """Bits per dimension without a model; for points, those of their own density."""
-        if self.fitted.levels is not None:
-            return baselines(self.fitted.codes, part.codes, self.fitted.levels)
+    def baselines(self, part, fitted=None) -> dict[str, float]:
+        """Bits per dimension without a model; for points, those of their own density.
+
+        Args:
+            part: what is coded.
+            fitted: what is known beforehand; what the model was trained on, unless given.
+        """
+        fitted = self.fitted if fitted is None else fitted
+        if fitted.levels is not None:
+            return baselines(fitted.codes, part.codes, fitted.levels)
         nats = -float(np.mean(density(self.config.data).log_prob(part.x)))
         return {"the density itself": bits_per_dim(nats, self.dims)}
 
@@ -174,7 +180,7 @@ class DiffusionRecipe(Recipe):
             return
         rows = [dict(zip(history, row, strict=True)) for row in zip(*history.values(), strict=True)]
         bits = np.asarray([self.columns(row)["bits_per_dim"] for row in rows])
-        lines = self.baselines(self.part("validation"))
+        lines = self.baselines(self.part("validation"), self.part("fit"))  # may be trained on both
         kept = {f"{k}, held out": v for k, v in lines.items() if k not in FILE_COMPRESSORS}
         path = folder / "figures" / "loss.png"
         plots.loss_curves(path, history["step"], {CURVE: bits}, "bits per dimension", kept)

@@ -315,9 +315,9 @@ class GanRecipe(Recipe):
         if part.levels is None:
             known = modes(self.config.data)
             return found | (mode_coverage(x, *known)._asdict() if known else {})
-        if can_be_judged(self):
+        if self.judge is None and can_be_judged(self):
             say("training a small classifier to tell which classes the samples show")
-        judge = judge_for(self)
+        judge = self.judge or judge_for(self)
         if judge is not None:
             found["classifier_accuracy"] = judge.evaluate(part, 1)["accuracy"]
             order = Stream(seed, self.born).at("shuffled").uniform(part.x.shape)
