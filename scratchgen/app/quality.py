@@ -227,7 +227,8 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
                 f"the run takes examples of shape {ours[0]} with {ours[1]} levels; {data} has "
                 f"{theirs[0]} with {theirs[1]}"
             )
-        _note_shared(recipe.fitted.x, examples.x)
+        if examples.levels is not None:
+            _note_shared(recipe.fitted.codes, examples.codes)
         return examples
     if part == "validation" and not recipe.config.hold_out:
         raise ValueError("this run was trained on the validation part; train with --hold-out first")
@@ -235,7 +236,7 @@ def examples_of(recipe: Recipe, part: str, data: str | None):
 
 
 def _note_shared(known: np.ndarray, measured: np.ndarray) -> None:
-    """Say of how many examples the run knows the very numbers."""
+    """Say how many images the run knows already, of codes (N, ...)."""
     rows = {row.tobytes() for row in known}
     shared = sum(row.tobytes() in rows for row in measured)
     if shared:
