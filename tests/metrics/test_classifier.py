@@ -74,6 +74,7 @@ def test_the_trunk_starts_as_the_encoder_and_stays_if_frozen(frozen):
     assert nll.mean() < first
 
 
+@pytest.mark.equation("NET-3")
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
