@@ -99,7 +99,7 @@ def samples(
     path: Path,
     x: np.ndarray,
     title: str,
-    data: np.ndarray,
+    data,
     columns: int | None = None,
 ) -> None:
     """Samples of either kind: images (N, H, W, C) as a grid, points (N, 2) beside those of data.
@@ -108,11 +108,11 @@ def samples(
         path: the .png to write.
         x: the samples.
         title: above the picture.
-        data: examples, of which as many as there are samples stand beside points.
+        data: Points, of which as many as there are samples stand beside them, or Images.
         columns: of a grid, or points of a way, where rows have a meaning.
     """
     if x.ndim == 2:
-        point_cloud(path, x, title, data[: len(x)], columns)
+        point_cloud(path, x, title, data.x[: len(x)], columns)
     else:
         image_grid(path, x, title, columns)
 

@@ -88,13 +88,10 @@ def read_recipe(run: Path) -> Recipe:
         saved = json.loads(path.read_text(encoding="utf-8"))
         data = saved.get("data") if isinstance(saved, dict) else None
         if isinstance(data, str) and data not in NAMES and not Path(data).exists():
-            raise RunError(
-                f"{run} was trained on {data}, which is no longer there; bring it back, or leave a "
-                "link to it there"
+            raise ValueError(
+                f"the data, {data}, are no longer there; bring them back, or leave a link to them"
             )
         return recipe_from_json(saved)
-    except RunError:
-        raise
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
 

@@ -89,7 +89,7 @@ def _show_samples(recipe: Recipe, folder: Path, drawn: Sampled, said: str, suffi
         shown = drawn.x[: plots.MOST_TILES]
         which = f"{n} samples" if len(shown) == n else f"the first {len(shown)} of {n} samples"
         title = f"{which} ({recipe.shows}), {said}"
-    plots.samples(path, shown, title, recipe.part("test").x, drawn.columns)
+    plots.samples(path, shown, title, recipe.part("test"), drawn.columns)
     if drawn.path:
         some = [frame[:8] if frame.ndim > 2 else frame[:2000] for frame in drawn.path]
         between = [""] * (len(some) - 2)

@@ -28,8 +28,8 @@ class Ddpm(Module):
         schedule: of T steps.
         parameterisation: one of maths/parameterisations.py.
         variance: one of maths/reverse_variance.py.
-        likelihood: p(x_0 | x_1) with h = [mean, logvar], so Normal or DiscretisedNormal; a KWay net
-            gives the probabilities of a pixel's levels itself and needs none.
+        likelihood: p(x_0 | x_1) with h = [mean, logvar], such as Normal or DiscretisedNormal; a
+            KWay net gives the probabilities of a pixel's levels itself and needs none.
 
     Raises:
         ValueError: the likelihood reads something else, or there is none and the net brings none.

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from scratchgen.app import canvas, plots
+from scratchgen.data.points import Points
 
 
 def pixels(path):
@@ -100,7 +101,7 @@ def test_few_points_are_seen_and_many_do_not_run_together(tmp_path, monkeypatch)
 def test_ways_between_points_are_drawn(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    x, data = np.arange(20.0).reshape(10, 2), np.ones((30, 2))
+    x, data = np.arange(20.0).reshape(10, 2), Points(np.ones((30, 2)))
     plots.samples(tmp_path / "ways.png", x, "title", data, columns=4)
     plots.samples(tmp_path / "cloud.png", x, "title", data)
     ways, cloud = ([line.get_xydata() for line in each.axes[0].lines] for each in figures)
@@ -108,5 +109,5 @@ def test_ways_between_points_are_drawn(tmp_path, monkeypatch):
         np.testing.assert_array_equal(found, want)
     assert cloud == []
     for figure in figures:
-        for axes, points in zip(figure.axes, (x, data[:10]), strict=True):
+        for axes, points in zip(figure.axes, (x, data.x[:10]), strict=True):
             np.testing.assert_array_equal(axes.collections[0].get_offsets(), points)

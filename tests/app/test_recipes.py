@@ -180,7 +180,7 @@ def test_a_run_on_files_is_not_measured_on_what_it_may_have_seen(of_pictures, ca
     shutil.rmtree(folder)
     for command in [*commands, ["info", run], ["sample", run], ["train", "--resume", run]]:
         assert main([str(word) for word in command]) == 2
-        assert f"trained on {folder}, which is no longer there" in capsys.readouterr().err
+        assert f"the data, {folder}, are no longer there" in capsys.readouterr().err
 
 
 def test_the_judge_of_few_examples_takes_them_all_at_once(of_pictures, monkeypatch):

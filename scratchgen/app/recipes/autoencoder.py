@@ -39,10 +39,11 @@ class AutoencoderConfig(CodedConfig):
     @property
     def without_effect(self) -> dict[str, str]:
         """Options that say nothing here, and what they are for."""
+        deep: dict[str, str] = {}
         if self.net in ("linear", "sigmoid"):
             what = f"deep nets; --net {self.net} has no hidden layer"
-            return super().without_effect | dict.fromkeys(("width", "depth", "dropout"), what)
-        return super().without_effect
+            deep = dict.fromkeys(("width", "depth", "dropout"), what)
+        return super().without_effect | deep
 
 
 class AutoencoderRecipe(ImageRecipe):

@@ -295,7 +295,7 @@ class GanRecipe(Recipe):
         with self.ema.applied():
             x = self.sample(SHOWN[len(self.shape) > 1], 0, GanSampling()).x
         path, title = folder / "figures" / "generated.png", f"gan after {self.fit.steps_done} steps"
-        plots.samples(path, x, title, self.fitted.x)
+        plots.samples(path, x, title, self.fitted)
 
     def evaluate(self, part, draws: int, seed: int = 0) -> dict:
         """Of so many samples: which modes, or classes, they show, and how well.
